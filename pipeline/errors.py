@@ -1,0 +1,107 @@
+"""Every exception Headwater raises; transient or terminal is the type.
+
+    HeadwaterError
+    ├── TransientError            the same call may succeed later: retried, with a bound
+    │   ├── StoreUnavailable      the store did not answer, or answered 5xx
+    │   ├── StoreOverloaded       the store asked us to slow down (429); carries retry_after_s
+    │   └── LaneDied              a lane's process or node went away
+    └── TerminalError             the same call fails again: reported, never retried
+        ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
+        ├── SourceError           a source cannot be read
+        ├── EncoderError          a model cannot be loaded, exported or run
+        │   ├── ParityError       the exported graph does not reproduce the model
+        │   └── ProviderError     the execution provider asked for is not to be had
+        ├── StoreError            the store refused
+        │   ├── StoreUnauthorized 401 or 403
+        │   └── StoreFull         no space left
+        ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
+        ├── Interrupted           the run was asked to stop
+        └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
+"""
+
+from __future__ import annotations
+
+
+class HeadwaterError(Exception):
+    """An error in three parts: what we got, what we need, what to do.
+
+    All parts are positional and passed to `Exception`, so the type and its parts survive pickling, and so Ray.
+    """
+
+    def __init__(self, got: str, need: str = "", do: str = "") -> None:
+        super().__init__(got, need, do)
+        self.got = got
+        self.need = need
+        self.do = do
+
+    def __str__(self) -> str:
+        return " ".join(f"{part.rstrip('.')}." for part in (self.got, self.need, self.do) if part)
+
+
+class TransientError(HeadwaterError):
+    """The same call may succeed later."""
+
+
+class StoreUnavailable(TransientError):
+    """The store did not answer, or answered with a server error."""
+
+
+class StoreOverloaded(TransientError):
+    """The store asked for a pause of `retry_after_s` seconds."""
+
+    def __init__(self, got: str, need: str = "", do: str = "", retry_after_s: float = 1.0) -> None:
+        super().__init__(got, need, do)
+        self.args = (got, need, do, retry_after_s)
+        self.retry_after_s = retry_after_s
+
+
+class LaneDied(TransientError):
+    """A lane's process or node went away in the middle of a split."""
+
+
+class TerminalError(HeadwaterError):
+    """The same call would fail again."""
+
+
+class UsageError(TerminalError):
+    """Flags, configuration or column mapping are wrong."""
+
+
+class SourceError(TerminalError):
+    """A source, or a part of it, cannot be read."""
+
+
+class EncoderError(TerminalError):
+    """A model cannot be loaded, exported or run."""
+
+
+class ParityError(EncoderError):
+    """The exported graph does not reproduce the model it was made from."""
+
+
+class ProviderError(EncoderError):
+    """The execution provider that was asked for is not available."""
+
+
+class StoreError(TerminalError):
+    """The store refused a request."""
+
+
+class StoreUnauthorized(StoreError):
+    """The store refused our credentials, or wants some."""
+
+
+class StoreFull(StoreError):
+    """The store, or the disk under it, has no space left."""
+
+
+class CollectionMismatch(TerminalError):
+    """The collection was made for another encoder, dimension or distance."""
+
+
+class Interrupted(TerminalError):
+    """The run was asked to stop before it was done."""
+
+
+class BrokenInvariant(TerminalError):
+    """The numbers of a split do not add up; nothing of it is committed."""

@@ -1,0 +1,180 @@
+"""What crosses a stage's boundary: Arrow schemas on the data plane, small frozen dataclasses on the control plane."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.errors import BrokenInvariant
+
+DOCUMENTS = pa.schema(
+    [
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("namespace", pa.string(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("metadata", pa.string(), nullable=False),  # a JSON object, types kept
+        pa.field("sequence", pa.int64(), nullable=False),  # 0 where the source has none
+        pa.field("operation", pa.string(), nullable=False),  # "upsert" or "delete"
+        pa.field("row", pa.int64(), nullable=False),  # the row's number in its file or stream
+    ]
+)
+
+CHUNKS = pa.schema(
+    [
+        pa.field("point_id", pa.string(), nullable=False),
+        pa.field("document_id", pa.string(), nullable=False),
+        pa.field("namespace", pa.string(), nullable=False),
+        pa.field("chunk_index", pa.int32(), nullable=False),
+        pa.field("chunk_count", pa.int32(), nullable=False),
+        pa.field("text", pa.string(), nullable=False),
+        pa.field("start", pa.int64(), nullable=False),  # code points into the document's text
+        pa.field("end", pa.int64(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # as the encoder takes them, specials included
+        pa.field("metadata", pa.string(), nullable=False),
+        pa.field("sequence", pa.int64(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+    ]
+)
+
+
+def check(batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    """Return the batch if it has exactly this schema and no nulls; raise BrokenInvariant otherwise.
+
+    pyarrow does not enforce `nullable=False`, so nulls are counted here.
+    """
+    if not batch.schema.equals(schema):
+        raise BrokenInvariant(f"a batch with schema {batch.schema}", f"The stage takes {schema}")
+    for column, name in zip(batch.columns, batch.schema.names, strict=True):
+        if column.null_count:
+            raise BrokenInvariant(
+                f"column {name!r} with {column.null_count} nulls", "A stage's columns have no nulls"
+            )
+    return batch
+
+
+def point_id(namespace: str, document_id: str, chunk_index: int) -> str:
+    """The id of a chunk's point: UUIDv5 under NAMESPACE_URL of compact JSON, the same in every run and order."""
+    key = json.dumps([namespace, document_id, chunk_index], ensure_ascii=False, separators=(",", ":"))
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, key))
+
+
+@dataclass(frozen=True)
+class Split:
+    """A deterministic piece of a source: the unit of scheduling, retry, back-pressure and checkpoint.
+
+    `part` counts row groups (Parquet) or record batches (IPC files) as [start, stop); a stream is one part.
+    `superseded` holds the row numbers that lost to a later row of the same document id; they are rejected.
+    """
+
+    id: str
+    uri: str
+    format: str
+    start: int
+    stop: int
+    first_row: int
+    rows: int | None  # None where only reading tells
+    superseded: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A file of the source that could not be opened; the others are read and the run ends as failed."""
+
+    uri: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """A document that is not indexed, and why; it goes to the dead-letter file.
+
+    `reason` is one of a small fixed set (`empty_text`, `null_id`, `duplicate`, …), `message` says it in full.
+    """
+
+    document_id: str | None
+    uri: str
+    row: int
+    stage: str
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class DocumentBatch:
+    """Rows read: those that are documents (DOCUMENTS), and those that are not."""
+
+    documents: pa.RecordBatch
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True)
+class ChunkBatch:
+    """Chunks of whole documents or of one document's part (CHUNKS), and documents that gave none."""
+
+    chunks: pa.RecordBatch
+    rejected: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What happened to the documents of a split or a run; `read` is the sum of the next six.
+
+    `removed`, `chunks`, `points` count points of the store; `tokens` counts tokens fed to the encoder.
+    """
+
+    read: int = 0
+    indexed: int = 0
+    unchanged: int = 0
+    patched: int = 0
+    deleted: int = 0
+    stale: int = 0
+    rejected: int = 0
+    removed: int = 0
+    chunks: int = 0
+    points: int = 0
+    tokens: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def verify(self) -> None:
+        """Raise BrokenInvariant unless documents in equal documents out, and chunks equal points."""
+        out = self.indexed + self.unchanged + self.patched + self.deleted + self.stale + self.rejected
+        if self.read != out or self.chunks != self.points:
+            raise BrokenInvariant(
+                f"a split that read {self.read} documents and accounts for {out}, "
+                f"and made {self.chunks} chunks of which {self.points} were acknowledged",
+                "Both pairs must be equal before a split is committed",
+                "Run again; if it stays, report it as a bug with this message",
+            )
+
+    def as_dict(self) -> dict[str, int]:
+        """The counts by name, in declaration order."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True)
+class SplitAck:
+    """A split's trailer: without it nothing of the split is committed.
+
+    `complete` is False for a split that was stopped half-way; its counts are true, and it is not committed.
+    """
+
+    split_id: str
+    counts: Counts
+    rejected: tuple[Rejected, ...] = ()
+    complete: bool = True
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The acknowledgement as JSON values, the form the ledger keeps."""
+        return {
+            "split": self.split_id,
+            "counts": self.counts.as_dict(),
+            "rejected": [vars(r) for r in self.rejected],
+            "seconds": self.seconds,
+        }

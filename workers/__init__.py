@@ -1,0 +1,1 @@
+"""Ray around the pipeline, nothing else."""
