@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -161,13 +162,15 @@ class Counts:
 class SplitAck:
     """A split's trailer: without it nothing of the split is committed.
 
-    `complete` is False for a split that was stopped half-way; its counts are true, and it is not committed.
+    `complete` is False for a split that was stopped half-way, or whose source broke (`error` says how); its counts
+    are true, and it is not committed. `seconds` is the busy time of each stage.
     """
 
     split_id: str
     counts: Counts
     rejected: tuple[Rejected, ...] = ()
     complete: bool = True
+    error: str | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -178,3 +181,15 @@ class SplitAck:
             "rejected": [vars(r) for r in self.rejected],
             "seconds": self.seconds,
         }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: documents done out of all (None where only reading tells)."""
+
+    stage: str
+    documents: int = 0
+    total: int | None = None
+
+
+Observer = Callable[[Progress], None]

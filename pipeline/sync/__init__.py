@@ -1,1 +1,10 @@
-"""sync"""
+"""What is already done.
+
+ledger     which splits of an unfinished run are committed
+rejected   the dead-letter file
+"""
+
+from pipeline.sync.ledger import Ledger
+from pipeline.sync.rejected import write_rejected
+
+__all__ = ["Ledger", "write_rejected"]

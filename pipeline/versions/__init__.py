@@ -1,1 +1,8 @@
-"""versions"""
+"""What a collection promises its readers.
+
+contract   which encoder and chunker made the vectors, kept in the collection's own metadata
+"""
+
+from pipeline.versions.contract import Contract
+
+__all__ = ["Contract"]

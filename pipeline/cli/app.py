@@ -1,0 +1,258 @@
+"""The commands. Each reads its flags into settings, calls one function, and prints what came back."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Literal
+
+import typer
+from rich.markup import escape
+
+from pipeline import doctor as checks
+from pipeline import ingest as runs
+from pipeline import plan as plans
+from pipeline.cli import options
+from pipeline.cli.report import console, print_json, print_table, progress
+from pipeline.config import Settings
+from pipeline.errors import UsageError
+from pipeline.evaluation import evaluate_retrieval, read_queries
+from pipeline.job import check_target
+from pipeline.local import LocalExecutor
+from pipeline.search import Reader, Result
+
+app = typer.Typer(
+    name="headwater",
+    help="Keep a Qdrant collection in step with streams of documents.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
+app.add_typer(evaluate_app, name="evaluate")
+
+
+@app.command()
+def plan(
+    source: options.Uri,
+    id: options.Id = None,  # noqa: A002 - the flag's name
+    text: options.Text = None,
+    template: options.Template = None,
+    encoder: options.Encoder = None,
+    store: options.Store = None,
+    collection: options.Collection = None,
+    config: options.Config = None,
+    set: options.Set = None,  # noqa: A002 - the flag's name
+    json_out: options.Json = False,
+) -> None:
+    """Count documents, chunks, tokens and bytes exactly, and estimate the time; writes only the encoder's cache."""
+    settings = options.settings(config, set, _flags(id, text, template, encoder, store, collection))
+    with progress() as observe:
+        found = plans.plan(source, settings, observe)
+    if json_out:
+        print_json(found.as_dict())
+    else:
+        print_table(f"plan for {source}", found.as_dict())
+
+
+@app.command()
+def ingest(
+    source: options.Uri,
+    id: options.Id = None,  # noqa: A002 - the flag's name
+    text: options.Text = None,
+    template: options.Template = None,
+    encoder: options.Encoder = None,
+    store: options.Store = None,
+    collection: options.Collection = None,
+    executor: Annotated[
+        Literal["local", "ray"] | None, typer.Option("--executor", help="Threads here, or lanes on Ray.")
+    ] = None,
+    config: options.Config = None,
+    set: options.Set = None,  # noqa: A002 - the flag's name
+    json_out: options.Json = False,
+) -> None:
+    """Bring a collection in step with a source. Run again after a crash, it ends as if nothing had happened."""
+    flags = _flags(id, text, template, encoder, store, collection) | {"run.executor": executor}
+    settings = options.settings(config, set, flags)
+    with _draining() as stop, progress() as observe:
+        summary = runs.ingest(source, settings, _executor(settings), stop, observe)
+    if json_out:
+        print_json(summary.as_dict())
+    else:
+        print_table(f"{source} → {settings.store.collection}", _shown(summary))
+    for failed in summary.failed:
+        console.print(f"[bold red]failed:[/] {escape(failed.message)}")
+    if summary.dead_letter:
+        console.print(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def search(
+    query: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    store: options.Store = None,
+    collection: options.Collection = None,
+    limit: Annotated[int, typer.Option("--limit", min=1, help="Results a query.")] = 10,
+    where: Annotated[
+        list[str] | None,
+        typer.Option("--filter", help="year>=2000, lang=en|de, or a Qdrant filter as JSON; all must hold."),
+    ] = None,
+    by: Annotated[
+        Literal["chunk", "document"], typer.Option("--by", help="Chunks, or each document's best chunk.")
+    ] = "chunk",
+    queries: Annotated[
+        Path | None, typer.Option("--queries", help="Many queries: a Parquet file with columns id and text.")
+    ] = None,
+    config: options.Config = None,
+    set: options.Set = None,  # noqa: A002 - the flag's name
+    json_out: options.Json = False,
+) -> None:
+    """Search a collection with the encoder its contract names."""
+    if (query is None) == (queries is None):
+        raise UsageError("a query and --queries, or neither", "One of the two", 'headwater search "a question" …')
+    settings = options.settings(config, set, {"store.url": store, "store.collection": collection})
+    check_target(settings)
+    with Reader.open(settings.store, settings.encoder) as reader:
+        if queries is not None:
+            _search_many(reader, queries, limit, where or [], by == "document")
+            return
+        results = reader.search(query or "", limit, where or [], by == "document")
+    if json_out:
+        print_json({"query": query, "results": [result.as_dict() for result in results]})
+    else:
+        _show(results)
+
+
+@evaluate_app.command("retrieval")
+def evaluate(
+    documents: Annotated[str, typer.Option("--documents", help="Documents; --id and --text name the columns.")],
+    queries: Annotated[Path, typer.Option("--queries", help="A Parquet file with columns id and text.")],
+    qrels: Annotated[
+        Path, typer.Option("--qrels", help="A Parquet file with query_id, document_id and relevance.")
+    ],
+    id: options.Id = None,  # noqa: A002 - the flag's name
+    text: options.Text = None,
+    encoder: options.Encoder = None,
+    config: options.Config = None,
+    set: options.Set = None,  # noqa: A002 - the flag's name
+    json_out: options.Json = False,
+) -> None:
+    """Measure nDCG@10 and recall@100 of an encoder on judged text, exactly and without a store."""
+    settings = options.settings(config, set, _flags(id, text, None, encoder, None, None))
+    with progress() as observe:
+        measured = evaluate_retrieval(documents, queries, qrels, settings, observe)
+    if json_out:
+        print_json(measured)
+    else:
+        print_table(f"retrieval on {documents}", measured)
+
+
+@app.command()
+def doctor(
+    source: Annotated[
+        str | None, typer.Argument(help="Check this source's columns too.", show_default=False)
+    ] = None,
+    id: options.Id = None,  # noqa: A002 - the flag's name
+    text: options.Text = None,
+    encoder: options.Encoder = None,
+    store: options.Store = None,
+    collection: options.Collection = None,
+    config: options.Config = None,
+    set: options.Set = None,  # noqa: A002 - the flag's name
+    json_out: options.Json = False,
+) -> None:
+    """Check configuration, encoder, providers, store and dimensions, and say what to do."""
+    settings = options.settings(config, set, _flags(id, text, None, encoder, store, collection))
+    found = list(checks.examine(settings, source))
+    if json_out:
+        print_json([vars(check) for check in found])
+    else:
+        for check in found:
+            mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
+            console.print(f"{mark}  {check.name:<12} {escape(check.message)}")
+    if not all(check.ok for check in found):
+        raise typer.Exit(1)
+
+
+def _flags(
+    id: str | None,  # noqa: A002 - the flag's name
+    text: str | None,
+    template: str | None,
+    encoder: str | None,
+    store: str | None,
+    collection: str | None,
+) -> dict[str, str | None]:
+    return {
+        "source.id": id,
+        "source.text": text,
+        "source.template": template,
+        "encoder.model": encoder,
+        "store.url": store,
+        "store.collection": collection,
+    }
+
+
+def _executor(settings: Settings) -> runs.Executor:
+    if settings.run.executor == "local":
+        return LocalExecutor()
+    from workers.executor import RayExecutor  # Ray takes seconds to import, and only this needs it
+
+    return RayExecutor(settings)
+
+
+@contextmanager
+def _draining() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once."""
+    stop = threading.Event()
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        console.print("stopping: finishing what is in flight; once more to stop at once")
+
+    before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _shown(summary: runs.Summary) -> dict[str, object]:
+    """The summary as a person wants it: zeros of rare outcomes left out, with rates."""
+    counts = summary.counts
+    always = {"read", "indexed", "rejected", "chunks"}
+    shown: dict[str, object] = {
+        name: value for name, value in counts.as_dict().items() if value or name in always
+    }
+    shown["seconds"] = f"{summary.seconds:.1f}"
+    if counts.tokens:
+        shown["tokens a second"] = f"{counts.tokens / summary.seconds:,.0f}"
+    shown["collection"] = summary.collection
+    shown["encoder version"] = summary.encoder_version[:12]
+    return shown
+
+
+def _search_many(reader: Reader, queries: Path, limit: int, where: list[str], by_document: bool) -> None:
+    ids, texts = read_queries(queries)
+    batch = 64
+    for start in range(0, len(ids), batch):
+        found = reader.search_many(texts[start : start + batch], limit, where, by_document)
+        for query_id, results in zip(ids[start : start + batch], found, strict=True):
+            print_json({"query_id": query_id, "results": [result.as_dict() for result in results]})
+
+
+def _show(results: list[Result]) -> None:
+    for number, result in enumerate(results, 1):
+        excerpt = " ".join(result.text.split())[:240]
+        console.print(f"[bold]{number}. {escape(result.document_id)}[/]  {result.score:.3f}  [dim]{escape(excerpt)}[/]")
+    if not results:
+        console.print("nothing found")

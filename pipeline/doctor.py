@@ -1,0 +1,75 @@
+"""The check-up before a run: each part is tried, and each failure says what to do."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline.config import Settings
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.errors import HeadwaterError
+from pipeline.job import check_collection, make_chunker, make_contract
+from pipeline.sources import open_source
+from pipeline.stores import open_store, store_exists
+
+
+@dataclass(frozen=True)
+class Check:
+    """One part that was tried; the message says what was found, or what is wrong and what to do."""
+
+    name: str
+    ok: bool
+    message: str
+
+
+def examine(settings: Settings, uri: str | None) -> Iterator[Check]:
+    """Try the parts a run needs, in order; writes nothing but the encoder's cache."""
+    yield Check("config", True, "read, every key is known")
+    if uri is not None:
+        yield _try("source", lambda: _source(settings, uri))
+    try:
+        encoder = load_encoder(settings.encoder)
+    except HeadwaterError as error:
+        yield Check("encoder", False, str(error))
+        return
+    try:
+        spec = encoder.spec
+        yield Check("encoder", True, f"{spec.source}: {spec.dims} dims, version {spec.version[:12]}")
+        yield Check("provider", True, encoder.provider)
+        yield _try("chunking", lambda: f"version {make_chunker(settings, encoder).version}")
+        if settings.store.url:
+            yield _try("store", lambda: _store(settings, encoder))
+    finally:
+        encoder.close()
+
+
+def _try(name: str, check: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, check())
+    except (HeadwaterError, OSError) as error:
+        return Check(name, False, str(error))
+
+
+def _source(settings: Settings, uri: str) -> str:
+    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+        source = open_source(uri, settings.source, Path(scratch))
+    if source.unreadable:
+        return f"{len(source.unreadable)} unreadable files, first: {source.unreadable[0].message}"
+    rows = "unknown" if source.rows is None else f"{source.rows:,}"
+    return f"{source.uri}: {rows} rows in {len(source.splits)} splits"
+
+
+def _store(settings: Settings, encoder: Encoder) -> str:
+    if not store_exists(settings.store):
+        return f"{settings.store.url} is empty; ingest makes it"
+    store = open_store(settings.store)
+    try:
+        if not settings.store.collection:
+            return f"{settings.store.url} answers"
+        contract = make_contract(settings, encoder.spec, make_chunker(settings, encoder).version)
+        found = check_collection(store, settings, contract)
+        return f"{found} takes this encoder" if found else f"no collection {settings.store.collection!r} yet"
+    finally:
+        store.close()

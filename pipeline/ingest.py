@@ -1,0 +1,227 @@
+"""A run: from a source and settings to a collection in step, whatever executes the splits."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from pipeline.config import Settings, StoreConfig
+from pipeline.encoders import load_encoder
+from pipeline.job import Job, check_target, open_job
+from pipeline.schemas import Counts, Observer, Progress, Rejected, Split, SplitAck
+from pipeline.sources import Source, open_source
+from pipeline.stores import Store
+from pipeline.sync import Ledger, plan_hash, write_rejected
+
+
+class Executor(Protocol):
+    """Runs splits on lanes. It owns the lanes, and decides who may open the store."""
+
+    def open_store(self, config: StoreConfig) -> Store:
+        """The store as the driver sees it; lanes may share it or open their own."""
+
+    def run(self, job: Job, splits: Sequence[Split], stop: threading.Event) -> Iterator[tuple[Split, SplitAck]]:
+        """Run the splits in any order and yield their trailers as they come.
+
+        After `stop` is set no new split begins and running ones end early. A dead lane is replaced and its splits
+        run again; an error that would meet every split is raised.
+        """
+
+    def progress(self) -> int:
+        """Documents done so far in the splits that are running now."""
+
+    def close(self) -> None:
+        """End the lanes."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A file or split that could not be read to its end."""
+
+    uri: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a run did, with everything that earlier attempts of the same run had committed.
+
+    `seconds` is the wall time of this attempt; `resumed_splits` were committed by earlier ones.
+    """
+
+    counts: Counts
+    seconds: float
+    run: str
+    collection: str
+    encoder_version: str
+    resumed_splits: int
+    failed: tuple[Failed, ...]
+    interrupted: bool
+    dead_letter: Path | None
+
+    @property
+    def exit_code(self) -> int:
+        """0 all indexed, 1 something could not be read, 3 done with rejected documents, 130 interrupted."""
+        if self.interrupted:
+            return 130
+        return 1 if self.failed else 3 if self.counts.rejected else 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """The summary as JSON values; the counts at the top level."""
+        return {
+            **self.counts.as_dict(),
+            "seconds": round(self.seconds, 3),
+            "run": self.run,
+            "collection": self.collection,
+            "encoder_version": self.encoder_version,
+            "resumed_splits": self.resumed_splits,
+            "failed": [vars(failed) for failed in self.failed],
+            "interrupted": self.interrupted,
+            "dead_letter": str(self.dead_letter) if self.dead_letter else None,
+        }
+
+
+def ingest(
+    uri: str, settings: Settings, executor: Executor, stop: threading.Event, observe: Observer = lambda _: None
+) -> Summary:
+    """Bring the collection in step with the source.
+
+    After a crash at any moment, the same call ends with exactly the points of an uninterrupted run; splits whose
+    acknowledgement was committed are not read again. Raises HeadwaterError where nothing sensible can go on.
+    """
+    began = time.perf_counter()
+    check_target(settings)
+    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+        observe(Progress("reading the source"))
+        source = open_source(uri, settings.source, Path(scratch))
+        observe(Progress("preparing the encoder"))
+        encoder = load_encoder(settings.encoder)
+        store = executor.open_store(settings.store)
+        try:
+            job = open_job(store, settings, encoder)
+            encoder.close()
+            return _run(source, job, store, executor, stop, observe, began)
+        finally:
+            executor.close()
+            store.close()
+
+
+def state_folder(settings: Settings) -> Path:
+    """Where runs remember what is done: as configured, beside an edge store, or in the user's state folder."""
+    if settings.run.state:
+        return Path(settings.run.state).expanduser()
+    kind, _, place = settings.store.url.partition(":")
+    if kind == "edge":
+        return Path(place).expanduser() / ".headwater"
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(home).expanduser() / "headwater"
+
+
+def _run(
+    source: Source,
+    job: Job,
+    store: Store,
+    executor: Executor,
+    stop: threading.Event,
+    observe: Observer,
+    began: float,
+) -> Summary:
+    folder = state_folder(job.settings) / job.collection
+    config = job.settings.source.model_dump(mode="json")
+    plan = plan_hash(source.uri, config, job.chunker_version, job.spec.version, job.collection)
+    ledger = Ledger.open(folder, plan)
+    pending = [split for split in source.splits if split not in ledger]
+    book = Book(ledger, store, ledger.counts(source.splits), job.settings.run.commit_every_s)
+    with _watching(executor, book, source.rows, observe):
+        try:
+            for split, ack in executor.run(job, pending, stop):
+                book.add(split, ack)
+        finally:
+            book.commit()
+    interrupted = stop.is_set() and book.open_splits(pending) > 0
+    failed = (*(Failed(file.uri, file.message) for file in source.unreadable), *book.failed)
+    dead_letter = folder / f"rejected-{ledger.run_id}.parquet"
+    wrote = write_rejected(dead_letter, itertools.chain(ledger.rejected(source.splits), book.uncommitted))
+    if not failed and not interrupted:
+        ledger.finish()
+    return Summary(
+        counts=book.counts,
+        seconds=time.perf_counter() - began,
+        run=ledger.run_id,
+        collection=job.collection,
+        encoder_version=job.spec.version,
+        resumed_splits=len(source.splits) - len(pending),
+        failed=failed,
+        interrupted=interrupted,
+        dead_letter=dead_letter if wrote else None,
+    )
+
+
+class Book:
+    """Adds up trailers, and commits the complete ones once the store is durable.
+
+    A crash between two commits costs the splits since the first: they are run again, to the same points.
+    """
+
+    def __init__(self, ledger: Ledger, store: Store, counts: Counts, commit_every_s: float) -> None:
+        self.counts = counts
+        self.failed: list[Failed] = []
+        self.uncommitted: list[Rejected] = []  # of splits that did not come to their end
+        self._ledger = ledger
+        self._store = store
+        self._commit_every_s = commit_every_s
+        self._waiting: list[tuple[Split, SplitAck]] = []
+        self._committed_at = time.monotonic()
+
+    def add(self, split: Split, ack: SplitAck) -> None:
+        """Count a trailer; commit if the last commit is long enough ago."""
+        self.counts += ack.counts
+        if ack.error is not None:
+            self.failed.append(Failed(split.uri, ack.error))
+        if ack.complete:
+            self._waiting.append((split, ack))
+        else:
+            self.uncommitted.extend(ack.rejected)
+        if time.monotonic() - self._committed_at >= self._commit_every_s:
+            self.commit()
+
+    def commit(self) -> None:
+        """Make the store durable, then the ledger."""
+        if self._waiting:
+            self._store.flush()
+            self._ledger.commit(self._waiting)
+            self._waiting = []
+        self._committed_at = time.monotonic()
+
+    def open_splits(self, splits: Sequence[Split]) -> int:
+        """How many of these splits are not committed."""
+        return sum(split not in self._ledger for split in splits)
+
+
+@contextmanager
+def _watching(executor: Executor, book: Book, total: int | None, observe: Observer) -> Iterator[None]:
+    """Report progress a few times a second; what was reported never shrinks, even if a dead lane's split restarts."""
+    over = threading.Event()
+
+    def watch() -> None:
+        done = 0
+        while not over.wait(0.25):
+            done = max(done, book.counts.read + executor.progress())
+            observe(Progress("indexing", done, total))
+        observe(Progress("indexing", max(done, book.counts.read), total))
+
+    watcher = threading.Thread(target=watch, name="progress", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()

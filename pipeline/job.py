@@ -1,0 +1,83 @@
+"""A prepared run: everything a lane needs, picklable, decided once by the driver."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pipeline.chunking import Chunker
+from pipeline.config import Settings
+from pipeline.encoders import Encoder, EncoderSpec
+from pipeline.errors import UsageError
+from pipeline.stores import Store, collection
+from pipeline.versions import Contract
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every lane of a run is given.
+
+    `collection` is the physical collection behind the alias; `spec` is the encoder every lane must find.
+    """
+
+    settings: Settings
+    spec: EncoderSpec
+    collection: str
+    chunker_version: str
+
+
+def check_target(settings: Settings) -> None:
+    """Raise UsageError unless a store and a collection are named."""
+    for key, example in (("url", "--store edge:./index"), ("collection", "--collection docs")):
+        if not getattr(settings.store, key):
+            raise UsageError(f"no store.{key} is set", "A store and a collection to write to", f"Add {example}")
+
+
+def make_chunker(settings: Settings, encoder: Encoder) -> Chunker:
+    """The chunker of these settings, cutting by the encoder's own tokens."""
+    return Chunker(encoder.tokenizer, settings.chunking, encoder.spec.max_tokens)
+
+
+def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -> Contract:
+    """What a collection made by this run promises."""
+    return Contract(
+        encoder_version=spec.version,
+        model=spec.source,
+        precision=spec.precision,
+        max_tokens=spec.max_tokens,
+        document_prompt=spec.document_prompt,
+        query_prompt=spec.query_prompt,
+        chunker_version=chunker_version,
+        vector_name=settings.store.vector_name,
+        dims=spec.dims,
+        distance=settings.store.distance,
+    )
+
+
+def check_collection(store: Store, settings: Settings, contract: Contract) -> str | None:
+    """The physical collection behind the alias if there is one and it takes our points.
+
+    Raises CollectionMismatch that names both sides where the encoder, the chunking, the dimension, the distance
+    or the vector's name differ.
+    """
+    alias = settings.store.collection
+    physical = collection.resolve(store, alias)
+    if physical is None:
+        return None
+    found = Contract.read(collection.read_metadata(store, physical), alias)
+    found.check_encoder(contract.encoder_version, contract.model, alias)
+    found.check_chunker(contract.chunker_version, alias)
+    collection.check_vectors(store, physical, settings.store, contract.dims)
+    return physical
+
+
+def open_job(store: Store, settings: Settings, encoder: Encoder) -> Job:
+    """Check the collection, or make it, and say what the lanes are to do.
+
+    Safe to repeat: a crash leaves no visible half-made collection.
+    """
+    chunker_version = make_chunker(settings, encoder).version
+    contract = make_contract(settings, encoder.spec, chunker_version)
+    physical = check_collection(store, settings, contract) or collection.create(
+        store, settings.store.collection, settings.store, contract.dims, contract.metadata()
+    )
+    return Job(settings, encoder.spec, physical, chunker_version)

@@ -1,0 +1,187 @@
+"""The lane: takes a split from bytes to acknowledged points.
+
+    thread "read"    read ► chunk + tokenize   ─┐ windows, bounded in bytes
+    calling thread   encode                    ─┤ embedded windows, bounded in bytes
+    thread "write"   upsert ► acknowledge      ─┘
+
+A plain class that knows neither Ray nor how splits are handed out; the same lane runs under every executor.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline.chunking import Chunker
+from pipeline.config import Settings
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.errors import BrokenInvariant, CollectionMismatch, SourceError
+from pipeline.job import Job, make_chunker
+from pipeline.pipe import Pipe, PipeClosed
+from pipeline.schemas import Counts, Rejected, Split, SplitAck
+from pipeline.sources import read_split
+from pipeline.stores import DocumentWriter, Store
+from pipeline.windows import NO_CHUNKS, Window, gather, token_arrays
+
+
+@dataclass
+class Progress:
+    """What a split has done so far. `rows` were read for the windows written so far; counts say what became of them."""
+
+    counts: Counts = field(default_factory=Counts)
+    rejected: list[Rejected] = field(default_factory=list)
+    rows: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def spend(self, stage: str, since: float) -> None:
+        """Add the time since `since` to a stage's busy seconds."""
+        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - since
+
+
+Embedded = tuple[Window, NDArray[np.float32]]
+
+
+def split_windows(split: Split, settings: Settings, chunker: Chunker) -> Iterator[Window]:
+    """Read a split, chunk it, and gather the chunks into windows of about `window_tokens` tokens."""
+    return gather(_pieces(split, settings, chunker), settings.run.window_tokens)
+
+
+def _pieces(split: Split, settings: Settings, chunker: Chunker) -> Iterator[Window]:
+    for batch in read_split(split, settings.source):
+        documents = batch.documents
+        deleting = pc.equal(documents.column("operation"), "delete")
+        gone = documents.filter(deleting).select(["namespace", "document_id"]).to_pylist()
+        yield Window(
+            NO_CHUNKS,
+            rows=documents.num_rows + len(batch.rejected),
+            deleted=tuple((row["namespace"], row["document_id"]) for row in gone),
+            rejected=batch.rejected,
+        )
+        for chunked in chunker.chunk(documents.filter(pc.invert(deleting)), split.uri):
+            yield Window(chunked.chunks, rejected=chunked.rejected)
+
+
+class Lane:
+    """Runs splits with one encoder and one store; `run_split` may be called from several threads at once.
+
+    Two splits at a time keep the encoder busy while one begins and the other ends.
+    """
+
+    def __init__(self, job: Job, encoder: Encoder, store: Store) -> None:
+        self._job = job
+        self._encoder = encoder
+        self._store = store
+        self._chunker = make_chunker(job.settings, encoder)
+        self._stop = threading.Event()
+        self._running: dict[str, Progress] = {}
+
+    @classmethod
+    def open(cls, job: Job, store: Store) -> Self:
+        """Load the job's encoder on this machine; raise CollectionMismatch if it is another one here."""
+        encoder = load_encoder(job.settings.encoder)
+        if encoder.spec.version != job.spec.version:
+            raise CollectionMismatch(
+                f"encoder {job.spec.source!r} has version {encoder.spec.version} on this machine "
+                f"and {job.spec.version} on the driver's",
+                "Every machine must hold the same model files",
+                "Install the same model on all machines, or name a hub id with a revision",
+            )
+        return cls(job, encoder, store)
+
+    def stop(self) -> None:
+        """End running splits at their next window; their acknowledgements say `complete=False`."""
+        self._stop.set()
+
+    def progress(self) -> dict[str, int]:
+        """Documents done so far in each running split, by split id."""
+        return {split: done.counts.read for split, done in list(self._running.items())}
+
+    def run_split(self, split: Split) -> SplitAck:
+        """Index a split and return its trailer.
+
+        Safe to repeat after a crash at any moment: point ids are deterministic and a document's head is written
+        last. The acknowledgement is returned only when the store has applied every point of it.
+        """
+        progress = Progress()
+        self._running[split.id] = progress
+        try:
+            error = self._pump(split, progress)
+        finally:
+            del self._running[split.id]
+        complete = error is None and not self._stop.is_set()
+        if complete and progress.rows != progress.counts.read:
+            raise BrokenInvariant(
+                f"split {split.id} of {split.uri}: {progress.rows} rows read, {progress.counts.read} accounted for"
+            )
+        progress.counts.verify()
+        return SplitAck(
+            split.id, progress.counts, tuple(progress.rejected), complete, error, dict(progress.seconds)
+        )
+
+    def _pump(self, split: Split, progress: Progress) -> str | None:
+        """Run the three threads; return the message of a source that broke half-way, else None."""
+        limit = self._job.settings.run.queue_bytes
+        windows: Pipe[Window] = Pipe(limit)
+        embedded: Pipe[Embedded] = Pipe(limit)
+        broken: str | None = None
+        with ThreadPoolExecutor(2, thread_name_prefix=f"split-{split.id[:8]}") as threads:
+            reading = threads.submit(self._read, split, windows, progress)
+            writing = threads.submit(self._write, split, embedded, progress)
+            try:
+                self._encode(windows, embedded, progress)
+            except SourceError as error:
+                broken = str(error)
+            finally:
+                windows.abandon()
+                embedded.end()
+            reading.result()
+            writing.result()
+        return broken
+
+    def _read(self, split: Split, windows: Pipe[Window], progress: Progress) -> None:
+        """Fill the first pipe until the split ends, breaks, or nobody reads on."""
+        error: BaseException | None = None
+        try:
+            since = time.perf_counter()
+            for window in split_windows(split, self._job.settings, self._chunker):
+                progress.spend("read", since)
+                windows.put(window, window.nbytes)
+                since = time.perf_counter()
+        except PipeClosed:
+            pass
+        except BaseException as broken:  # noqa: BLE001 - raised again by the thread that encodes
+            error = broken
+        windows.end(error)
+
+    def _encode(self, windows: Pipe[Window], embedded: Pipe[Embedded], progress: Progress) -> None:
+        for window in windows:
+            if self._stop.is_set():
+                return
+            since = time.perf_counter()
+            vectors = self._encoder.encode(token_arrays(window.chunks))
+            progress.spend("encode", since)
+            embedded.put((window, vectors), window.nbytes + vectors.nbytes)
+
+    def _write(self, split: Split, embedded: Pipe[Embedded], progress: Progress) -> None:
+        """Write embedded windows and count what the store acknowledged."""
+        writer = DocumentWriter(self._store, self._job.collection, self._job.settings.store.batch_points)
+        try:
+            for window, vectors in embedded:
+                since = time.perf_counter()
+                self._write_window(split, window, vectors, writer, progress)
+                progress.spend("write", since)
+        except BaseException:
+            embedded.abandon()
+            raise
+
+    def close(self) -> None:
+        """Free the encoder; the store belongs to whoever opened it."""
+        self._encoder.close()

@@ -1,0 +1,60 @@
+"""The local executor: one lane in this process, no Ray."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+
+from pipeline.config import StoreConfig
+from pipeline.job import Job
+from pipeline.lane import Lane
+from pipeline.schemas import Split, SplitAck
+from pipeline.stores import Store, open_store
+
+CREDITS = 2  # splits a lane holds: one that encodes, one that begins or ends
+
+
+class LocalExecutor:
+    """Runs splits on one lane that shares the driver's store."""
+
+    def __init__(self) -> None:
+        self._store: Store | None = None
+        self._lane: Lane | None = None
+
+    def open_store(self, config: StoreConfig) -> Store:
+        """Open the store the lane will write to."""
+        self._store = open_store(config)
+        return self._store
+
+    def run(self, job: Job, splits: Sequence[Split], stop: threading.Event) -> Iterator[tuple[Split, SplitAck]]:
+        """Run splits two at a time; see `ingest.Executor`."""
+        if self._store is None:
+            self.open_store(job.settings.store)
+        assert self._store is not None
+        self._lane = lane = Lane.open(job, self._store)
+        waiting = iter(splits)
+        running: dict[Future[SplitAck], Split] = {}
+        with ThreadPoolExecutor(CREDITS, thread_name_prefix="lane") as threads:
+            try:
+                while True:
+                    while len(running) < CREDITS and not stop.is_set() and (split := next(waiting, None)):
+                        running[threads.submit(lane.run_split, split)] = split
+                    if not running:
+                        return
+                    done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                    if stop.is_set():
+                        lane.stop()
+                    for future in done:
+                        yield running.pop(future), future.result()
+            finally:
+                lane.stop()
+
+    def progress(self) -> int:
+        """Documents done so far in the splits that are running now."""
+        return sum(self._lane.progress().values()) if self._lane else 0
+
+    def close(self) -> None:
+        """Free the lane's encoder."""
+        if self._lane:
+            self._lane.close()

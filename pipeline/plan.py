@@ -1,0 +1,139 @@
+"""The plan of a run: exact counts and an estimate of time, without writing anything but the encoder's cache."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.chunking import Chunker
+from pipeline.config import Settings
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.job import check_collection, check_target, make_chunker, make_contract
+from pipeline.lane import split_windows
+from pipeline.schemas import Observer, Progress
+from pipeline.sources import Source, open_source
+from pipeline.stores import open_store, store_exists
+from pipeline.windows import Window, token_arrays
+
+SAMPLE_PER_WINDOW = 16  # chunks: the sample is spread over the source, not taken from its first documents
+SAMPLE_CHUNKS = 256
+MEASURE_S = 3.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would do: documents indexed and rejected, chunks, tokens fed to the encoder with special tokens.
+
+    `vector_bytes` is float32 vectors alone; `seconds` is `tokens` at `tokens_per_second`, measured here and now
+    on one lane with chunks of this source.
+    """
+
+    documents: int
+    rejected: int
+    deleted: int
+    chunks: int
+    tokens: int
+    vector_bytes: int
+    seconds: float
+    tokens_per_second: float
+    dims: int
+    encoder_version: str
+    collection_exists: bool
+    unreadable: tuple[str, ...]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as JSON values."""
+        return asdict(self)
+
+
+def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Plan:
+    """Read, chunk and count the whole source, and measure the encoder on a sample of it."""
+    check_target(settings)
+    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+        observe(Progress("reading the source"))
+        source = open_source(uri, settings.source, Path(scratch))
+        observe(Progress("preparing the encoder"))
+        encoder = load_encoder(settings.encoder)
+        try:
+            chunker = make_chunker(settings, encoder)
+            exists = _collection_exists(settings, encoder, chunker)
+            tally = _Tally()
+            for window in _windows(source, settings, chunker):
+                tally.add(window)
+                observe(Progress("counting", tally.seen, source.rows))
+            rate = _tokens_per_second(encoder, tally.sample)
+        finally:
+            encoder.close()
+    return Plan(
+        documents=tally.documents,
+        rejected=tally.rejected,
+        deleted=tally.deleted,
+        chunks=tally.chunks,
+        tokens=tally.tokens,
+        vector_bytes=tally.chunks * encoder.spec.dims * 4,
+        seconds=round(tally.tokens / rate, 1) if rate else 0.0,
+        tokens_per_second=round(rate, 1),
+        dims=encoder.spec.dims,
+        encoder_version=encoder.spec.version,
+        collection_exists=exists,
+        unreadable=tuple(file.message for file in source.unreadable),
+    )
+
+
+class _Tally:
+    """Counts windows, and keeps a few chunks of each as a sample."""
+
+    def __init__(self) -> None:
+        self.documents = self.rejected = self.deleted = self.chunks = self.tokens = 0
+        self.sample: list[NDArray[np.int32]] = []
+
+    @property
+    def seen(self) -> int:
+        return self.documents + self.rejected + self.deleted
+
+    def add(self, window: Window) -> None:
+        chunks = window.chunks
+        tokens = token_arrays(chunks)
+        self.documents += int(np.count_nonzero(chunks.column("chunk_index").to_numpy() == 0))
+        self.rejected += len(window.rejected)
+        self.deleted += len(window.deleted)
+        self.chunks += len(tokens)
+        self.tokens += sum(map(len, tokens))
+        if len(self.sample) < SAMPLE_CHUNKS:
+            step = max(1, len(tokens) // SAMPLE_PER_WINDOW)
+            self.sample.extend(array.copy() for array in tokens[::step])
+
+
+def _windows(source: Source, settings: Settings, chunker: Chunker) -> Iterator[Window]:
+    for split in source.splits:
+        yield from split_windows(split, settings, chunker)
+
+
+def _collection_exists(settings: Settings, encoder: Encoder, chunker: Chunker) -> bool:
+    if not store_exists(settings.store):
+        return False
+    store = open_store(settings.store)
+    try:
+        contract = make_contract(settings, encoder.spec, chunker.version)
+        return check_collection(store, settings, contract) is not None
+    finally:
+        store.close()
+
+
+def _tokens_per_second(encoder: Encoder, sample: list[NDArray[np.int32]]) -> float:
+    """Encode the sample, over and over for a few seconds; 0 where there is nothing to encode."""
+    if not sample:
+        return 0.0
+    encoder.encode(sample[:8])  # the first call warms caches up
+    began, tokens = time.perf_counter(), 0
+    while not tokens or time.perf_counter() - began < MEASURE_S:
+        encoder.encode(sample)
+        tokens += sum(map(len, sample))
+    return tokens / (time.perf_counter() - began)

@@ -1,0 +1,157 @@
+"""The query side: reads a collection's contract, loads the encoder it names, searches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import EncoderConfig, StoreConfig
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.errors import CollectionMismatch
+from pipeline.stores import Hit, Store, collection, nearest, open_store, parse_filter
+from pipeline.versions import Contract
+
+
+@dataclass(frozen=True)
+class Result:
+    """A chunk that was found. `start` and `end` are code points into the document's text."""
+
+    document_id: str
+    chunk_index: int
+    score: float
+    text: str
+    start: int
+    end: int
+    metadata: dict[str, Any]
+    encoder_version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """The result as JSON values."""
+        return asdict(self)
+
+
+class Reader:
+    """Searches one collection with the encoder its contract names; refuses any other."""
+
+    def __init__(self, store: Store, physical: str, contract: Contract, encoder: Encoder) -> None:
+        self.contract = contract
+        self._store = store
+        self._collection = physical
+        self._encoder = encoder
+
+    @classmethod
+    def open(cls, store_config: StoreConfig, encoder_config: EncoderConfig | None = None) -> Self:
+        """Open the store, read the contract behind the alias and load its encoder.
+
+        Only how the encoder is run (provider, threads, cache) is taken from `encoder_config`; what it is comes from
+        the contract. Raises CollectionMismatch where the collection is missing or its encoder has changed.
+        """
+        store = open_store(store_config)
+        try:
+            alias = store_config.collection
+            physical = collection.resolve(store, alias)
+            if physical is None:
+                raise CollectionMismatch(
+                    f"no collection {alias!r} in {store_config.url}",
+                    "An ingested collection",
+                    "Run headwater ingest first, or check --store and --collection",
+                )
+            contract = Contract.read(collection.read_metadata(store, physical), alias)
+            encoder = load_encoder(_encoder_of(contract, encoder_config or EncoderConfig()))
+            contract.check_encoder(encoder.spec.version, encoder.spec.source, alias)
+        except BaseException:
+            store.close()
+            raise
+        return cls(store, physical, contract, encoder)
+
+    def search(
+        self, query: str, limit: int = 10, where: Sequence[str] = (), by_document: bool = False
+    ) -> list[Result]:
+        """The `limit` chunks nearest to the query, best first; with `by_document` each document's best chunk.
+
+        `where` holds conditions on metadata, all of which must hold: `year>=2000`, `lang=en|de`.
+        """
+        return self.search_many([query], limit, where, by_document)[0]
+
+    def search_many(
+        self, queries: Sequence[str], limit: int = 10, where: Sequence[str] = (), by_document: bool = False
+    ) -> list[list[Result]]:
+        """One list of results a query, in the order of the queries."""
+        if not queries:
+            return []
+        vectors = self._encoder.encode_queries(queries)
+        condition = parse_filter(list(where))
+        if not by_document:
+            found = self._nearest(vectors, limit, condition)
+            return [[_result(hit) for hit in hits] for hits in found]
+        return self._best_of_documents(vectors, limit, condition)
+
+    def close(self) -> None:
+        """Close the store and free the encoder."""
+        self._encoder.close()
+        self._store.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _nearest(self, vectors: NDArray[np.float32], limit: int, condition: Filter | None) -> list[list[Hit]]:
+        return nearest(self._store, self._collection, vectors, limit, condition, self.contract.vector_name)
+
+    def _best_of_documents(
+        self, vectors: NDArray[np.float32], limit: int, condition: Filter | None
+    ) -> list[list[Result]]:
+        """Ask for ever more chunks until enough documents are among them, or there are no more."""
+        results: list[list[Result]] = [[] for _ in range(len(vectors))]
+        asking, depth = list(range(len(vectors))), 2 * limit
+        while asking:
+            unsatisfied = []
+            for query, hits in zip(asking, self._nearest(vectors[asking], depth, condition), strict=True):
+                results[query] = _best(hits)[:limit]
+                if len(results[query]) < limit and len(hits) == depth:
+                    unsatisfied.append(query)
+            asking, depth = unsatisfied, 2 * depth
+        return results
+
+
+def _best(hits: Iterable[Hit]) -> list[Result]:
+    """The first result of each document, in order."""
+    best: dict[tuple[str, str], Result] = {}
+    for hit in hits:
+        key = (hit.payload["headwater"]["namespace"], hit.payload["headwater"]["document_id"])
+        if key not in best:
+            best[key] = _result(hit)
+    return list(best.values())
+
+
+def _result(hit: Hit) -> Result:
+    ours = hit.payload["headwater"]
+    return Result(
+        document_id=ours["document_id"],
+        chunk_index=ours["chunk_index"],
+        score=hit.score,
+        text=hit.payload["text"],
+        start=ours["start"],
+        end=ours["end"],
+        metadata=hit.payload["metadata"],
+        encoder_version=ours["encoder_version"],
+    )
+
+
+def _encoder_of(contract: Contract, how: EncoderConfig) -> EncoderConfig:
+    """The contract's encoder, run as `how` says."""
+    return how.model_copy(
+        update={
+            "model": contract.model,
+            "precision": contract.precision,
+            "max_tokens": contract.max_tokens,
+            "document_prompt": contract.document_prompt,
+            "query_prompt": contract.query_prompt,
+        }
+    )

@@ -1,0 +1,43 @@
+"""The dead-letter file: every document that was not indexed, where it stood and why, as Parquet."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.schemas import Rejected
+
+REJECTED = pa.schema(
+    [
+        pa.field("document_id", pa.string()),  # null where the source has none
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("stage", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+def write_rejected(file: Path, rejected: Iterable[Rejected]) -> int:
+    """Write the dead-letter file in bounded memory and return how many documents it holds.
+
+    The file appears whole or not at all; none appears where nothing was rejected.
+    """
+    rows = iter(rejected)
+    first = list(itertools.islice(rows, 10_000))
+    if not first:
+        return 0
+    written = 0
+    fresh = file.with_suffix(".new")
+    with pq.ParquetWriter(fresh, REJECTED) as out:
+        while first:
+            out.write_batch(pa.RecordBatch.from_pylist([vars(row) for row in first], schema=REJECTED))
+            written += len(first)
+            first = list(itertools.islice(rows, 10_000))
+    fresh.replace(file)
+    return written

@@ -1,0 +1,72 @@
+"""The serving contract: what a collection's metadata says about the vectors in it.
+
+Written once when the collection is made; checked before the first write and before every query, so that a
+collection never mixes spaces.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from pipeline.errors import CollectionMismatch
+
+KEY = "headwater"
+
+
+@dataclass(frozen=True)
+class Contract:
+    """The encoder, chunker and vector of a collection.
+
+    `model`, `precision`, `max_tokens` and the prompts are what a reader needs to load the same encoder again;
+    `encoder_version` is what it must then find. `dims` is the width of the vectors.
+    """
+
+    encoder_version: str
+    model: str
+    precision: str
+    max_tokens: int
+    document_prompt: str
+    query_prompt: str
+    chunker_version: str
+    vector_name: str
+    dims: int
+    distance: str
+
+    def metadata(self) -> dict[str, Any]:
+        """The contract in the form the collection's metadata keeps."""
+        return {KEY: asdict(self)}
+
+    @classmethod
+    def read(cls, metadata: Mapping[str, Any] | None, collection: str) -> Contract:
+        """Read a collection's contract; raise CollectionMismatch where it has none or one of another layout."""
+        found = (metadata or {}).get(KEY)
+        names = {field.name for field in fields(cls)}
+        if not isinstance(found, Mapping) or not names <= set(found):
+            raise CollectionMismatch(
+                f"collection {collection!r} carries no contract of ours",
+                "A collection that Headwater made says which encoder its vectors come from",
+                "Choose another --collection name; this one was made by something else",
+            )
+        return cls(**{name: found[name] for name in names})
+
+    def check_encoder(self, version: str, model: str, collection: str) -> None:
+        """Raise CollectionMismatch unless the encoder at hand is the one that made the vectors."""
+        if version != self.encoder_version:
+            raise CollectionMismatch(
+                f"encoder {model!r} has version {version}, "
+                f"but collection {collection!r} holds vectors of {self.model!r}, version {self.encoder_version}",
+                "Vectors of two encoders cannot be compared, whatever their dimension",
+                "Use the encoder the collection was made with, or ingest into another --collection",
+            )
+
+    def check_chunker(self, version: str, collection: str) -> None:
+        """Raise CollectionMismatch unless chunks would be cut as those in the collection were."""
+        if version != self.chunker_version:
+            raise CollectionMismatch(
+                f"these chunking settings have version {version}, "
+                f"but collection {collection!r} was cut with version {self.chunker_version}",
+                "One collection is cut in one way",
+                "Restore the [chunking] settings, or ingest into another --collection",
+            )

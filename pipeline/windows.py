@@ -1,0 +1,86 @@
+"""Windows: the chunks that are encoded together, gathered from and cut out of what the chunker yields."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.schemas import CHUNKS, Rejected
+
+
+NO_CHUNKS = pa.RecordBatch.from_pylist([], schema=CHUNKS)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Chunks (CHUNKS) in document order, and what the rows between them asked for instead of being indexed.
+
+    Only the last document of a window may be unfinished; it goes on in the next one. `rows` counts the rows of the
+    source that were read for this window and not for an earlier one: the other side of the trailer.
+    """
+
+    chunks: pa.RecordBatch
+    rows: int = 0
+    deleted: tuple[tuple[str, str], ...] = ()  # (namespace, document id)
+    rejected: tuple[Rejected, ...] = ()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes the window keeps in memory."""
+        return int(self.chunks.nbytes)
+
+
+def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
+    """Regroup pieces into windows of at least `window_tokens` tokens each but the last, and not much more.
+
+    Sorting by length pays in large windows; a window is also what memory holds and what progress steps by.
+    """
+    waiting: list[Window] = []
+    tokens = 0
+    for piece in pieces:
+        for part in _cut(piece, window_tokens):
+            waiting.append(part)
+            tokens += _tokens(part.chunks)
+            if tokens >= window_tokens:
+                yield _join(waiting)
+                waiting, tokens = [], 0
+    if waiting:
+        yield _join(waiting)
+
+
+def token_arrays(chunks: pa.RecordBatch) -> list[NDArray[np.int32]]:
+    """The chunks' `token_ids` as int32 arrays, without copying."""
+    column = chunks.column("token_ids")
+    values = column.values.to_numpy(zero_copy_only=True)
+    offsets = column.offsets.to_numpy()
+    return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+
+
+def _tokens(chunks: pa.RecordBatch) -> int:
+    return len(chunks.column("token_ids").flatten())
+
+
+def _cut(piece: Window, window_tokens: int) -> Iterator[Window]:
+    """Cut a piece before the chunks at which its running token count passes a multiple of `window_tokens`."""
+    ends = np.diff(piece.chunks.column("token_ids").offsets.to_numpy()).cumsum()
+    if not len(ends) or ends[-1] <= window_tokens:
+        yield piece
+        return
+    cuts = [0, *(np.flatnonzero(np.diff(ends // window_tokens)) + 1).tolist(), len(ends)]
+    for number, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+        chunks = piece.chunks.slice(start, stop - start)
+        yield replace(piece, chunks=chunks) if number == 0 else Window(chunks)
+
+
+def _join(parts: list[Window]) -> Window:
+    """One window out of several; copies, so that no part keeps a larger parent alive."""
+    return Window(
+        pa.concat_batches([part.chunks for part in parts]),
+        sum(part.rows for part in parts),
+        tuple(key for part in parts for key in part.deleted),
+        tuple(rejected for part in parts for rejected in part.rejected),
+    )

@@ -1,0 +1,89 @@
+import json
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import StoreError
+from pipeline.schemas import Counts, Rejected, Split, SplitAck
+from pipeline.sync import Ledger, write_rejected
+
+
+def split(name: str, superseded: tuple[int, ...] = ()) -> Split:
+    return Split(name, f"{name}.parquet", "parquet", 0, 1, 0, 3, superseded)
+
+
+def ack(name: str, read: int = 3) -> SplitAck:
+    lost = Rejected("a\ud800b" if name == "odd" else "a", "u", 1, "source", "empty_text", "no text")
+    return SplitAck(name, Counts(read=read, indexed=read - 1, rejected=1), (lost,))
+
+
+def test_an_unfinished_run_is_resumed_with_its_counts_and_rejections(tmp_path):
+    ledger = Ledger.open(tmp_path, "plan")
+    ledger.commit([(split("a"), ack("a")), (split("b"), ack("b", 5))])
+    again = Ledger.open(tmp_path, "plan")
+    assert again.run_id == ledger.run_id
+    assert split("a") in again
+    assert split("c") not in again
+    both = [split("a"), split("b"), split("c")]
+    assert again.counts(both) == Counts(read=8, indexed=6, rejected=2)
+    assert [r.reason for r in again.rejected(both)] == ["empty_text", "empty_text"]
+    again.commit([(split("c"), ack("c"))])
+    assert Ledger.open(tmp_path, "plan").counts(both).read == 11
+
+
+def test_a_finished_run_is_never_a_reason_to_skip_work(tmp_path):
+    ledger = Ledger.open(tmp_path, "plan")
+    ledger.commit([(split("a"), ack("a"))])
+    ledger.finish()
+    again = Ledger.open(tmp_path, "plan")
+    assert again.run_id != ledger.run_id
+    assert split("a") not in again
+
+
+def test_another_plan_has_its_own_ledger(tmp_path):
+    Ledger.open(tmp_path, "plan").commit([(split("a"), ack("a"))])
+    assert split("a") not in Ledger.open(tmp_path, "other plan")
+
+
+def test_a_split_whose_losing_rows_changed_is_another_split(tmp_path):
+    ledger = Ledger.open(tmp_path, "plan")
+    ledger.commit([(split("a"), ack("a"))])
+    assert split("a", superseded=(1,)) not in ledger
+
+
+@pytest.mark.parametrize("cut", range(1, 40, 3))
+def test_a_torn_tail_is_dropped_and_written_over(tmp_path, cut):
+    ledger = Ledger.open(tmp_path, "plan")
+    ledger.commit([(split("a"), ack("a"))])
+    ledger.commit([(split("b"), ack("b"))])
+    ledger.file.write_bytes(ledger.file.read_bytes()[:-cut])
+    again = Ledger.open(tmp_path, "plan")
+    assert split("a") in again
+    assert split("b") not in again
+    again.commit([(split("b"), ack("b"))])
+    lines = again.file.read_bytes().splitlines()
+    assert [json.loads(line).get("split") for line in lines] == [None, "a", "b"]
+
+
+def test_a_ledger_whose_header_is_torn_begins_anew(tmp_path):
+    ledger = Ledger.open(tmp_path, "plan")
+    ledger.file.write_bytes(b'{"run": "x", "pl')
+    assert len(Ledger.open(tmp_path, "plan")) == 0
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="file"):
+        Ledger.open(tmp_path / "file" / "state", "plan")
+
+
+def test_dead_letters_hold_every_rejected_document(tmp_path):
+    rows = [Rejected(None if n % 7 == 0 else str(n), "u", n, "source", "null_id", "no id") for n in range(25_000)]
+    file = tmp_path / "rejected.parquet"
+    assert write_rejected(file, iter(rows)) == 25_000
+    assert [vars(r) for r in rows] == pq.read_table(file).to_pylist()
+
+
+def test_without_rejections_there_is_no_dead_letter_file(tmp_path):
+    assert write_rejected(tmp_path / "rejected.parquet", []) == 0
+    assert list(tmp_path.iterdir()) == []
