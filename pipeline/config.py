@@ -1,23 +1,37 @@
 """Settings: one TOML file, environment twins, flags on top; frozen once loaded.
 
-A key is `section.name` in the file, `HEADWATER_SECTION__NAME` in the environment. Later wins: file, environment,
-flags. `deploy/config.toml` documents every key. Nothing here touches the network or the disk but the one file.
+A key is `section.name` in the file, `HEADWATER_SECTION__NAME` in the environment. Later wins: file,
+environment, flags. `deploy/config.toml` documents every key. Nothing here touches the network or the disk but
+the one file, and the environment is read by `load` alone: `Settings()` is the defaults, on every machine.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
+import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
 
 from pipeline.errors import UsageError
 
 DEFAULT_ENCODER = "sentence-transformers/all-MiniLM-L6-v2"
+
+_PREFIX = "HEADWATER_"
+_NESTED = "__"
+
+
+IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "uuid"]
 
 
 class Section(BaseModel):
@@ -31,29 +45,33 @@ class SourceConfig(Section):
 
     format: Literal["auto", "parquet", "arrow", "arrows", "feather"] = "auto"
     id: str = "id"
-    text: tuple[str, ...] = ("text",)
+    text: tuple[str, ...] = Field(default=("text",), min_length=1)
     template: str = ""
     metadata: tuple[str, ...] | None = None  # None: every column that has no other role
     sequence: str = ""
     operation: str = ""
     namespace: str = ""  # one namespace for the whole source
     namespace_column: str = ""  # or a column (a tenant) that names it
-    batch_rows: int = Field(256, ge=1)
-    batch_bytes: int = Field(8 << 20, ge=1 << 10)
+    batch_rows: int = Field(default=256, ge=1)
+    batch_bytes: int = Field(default=8 << 20, ge=1 << 10)
 
     @field_validator("text", "metadata", mode="before")
     @classmethod
     def _names(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file, environment or flag held
-        """Accept "title,text" for ("title", "text")."""
-        return tuple(part.strip() for part in value.split(",")) if isinstance(value, str) else value
+        """Accept "title,text" for ("title", "text"), and a JSON list where a name holds a comma."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("["):
+            return json.loads(value)
+        return tuple(part.strip() for part in value.split(",") if part.strip())
 
 
 class ChunkingConfig(Section):
     """How documents are cut into chunks."""
 
     format: Literal["plain", "markdown"] = "plain"
-    max_tokens: int = Field(0, ge=0)  # 0: as many as the encoder takes
-    overlap_tokens: int = Field(0, ge=0)
+    max_tokens: int = Field(default=0, ge=0)  # 0: as many as the encoder takes
+    overlap_tokens: int = Field(default=0, ge=0)
 
 
 class EncoderConfig(Section):
@@ -61,20 +79,20 @@ class EncoderConfig(Section):
 
     model: str = DEFAULT_ENCODER
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
-    max_tokens: int = Field(0, ge=0)  # 0: what the model's own configuration says
+    max_tokens: int = Field(default=0, ge=0)  # 0: what the model's own configuration says
     document_prompt: str | None = None  # None: what the model's own configuration says
     query_prompt: str | None = None
     provider: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: int = Field(0, ge=0)  # 0: one per core
-    batch_tokens: int = Field(16384, ge=1)
+    threads: int = Field(default=0, ge=0)  # 0: one per core
+    batch_tokens: int = Field(default=16384, ge=1)
     cache: str = ""  # "": $XDG_CACHE_HOME/headwater/encoders
 
 
 class HnswConfig(Section):
     """The graph index; empty values leave the store's default."""
 
-    m: int | None = Field(None, ge=0)
-    ef_construct: int | None = Field(None, ge=4)
+    m: int | None = Field(default=None, ge=0)
+    ef_construct: int | None = Field(default=None, ge=4)
     on_disk: bool | None = None
 
 
@@ -84,7 +102,7 @@ class QuantizationConfig(Section):
     kind: Literal["none", "scalar", "binary", "product", "turbo"] = "none"
     bits: float | None = None  # binary: 1, 1.5, 2; turbo: 1, 1.5, 2, 4, 8
     compression: Literal["x4", "x8", "x16", "x32", "x64"] = "x16"  # product
-    quantile: float | None = Field(None, gt=0, le=1)  # scalar
+    quantile: float | None = Field(default=None, gt=0, le=1)  # scalar
     always_ram: bool | None = None
 
 
@@ -98,29 +116,40 @@ class StoreConfig(Section):
     distance: Literal["cosine", "dot", "euclid"] = "cosine"
     on_disk_vectors: bool | None = None
     on_disk_payload: bool | None = None
-    payload_indexes: dict[str, Literal["keyword", "integer", "float", "bool", "datetime", "text", "uuid"]] = {}
-    batch_points: int = Field(256, ge=1)
-    timeout_s: float = Field(60.0, gt=0)
-    retries: int = Field(6, ge=0)
+    payload_indexes: dict[str, IndexKind] = {}
+    batch_points: int = Field(default=256, ge=1)
+    timeout_s: float = Field(default=60.0, gt=0)
+    retries: int = Field(default=6, ge=0)
     api_key: SecretStr = SecretStr("")
     api_key_file: str = ""
     prefer_grpc: bool = True
-    grpc_port: int = Field(6334, ge=1, le=65535)
+    grpc_port: int = Field(default=6334, ge=1, le=65535)
     ca_file: str = ""
     hnsw: HnswConfig = HnswConfig()
     quantization: QuantizationConfig = QuantizationConfig()
+
+    @field_validator("payload_indexes", mode="before")
+    @classmethod
+    def _indexes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file, environment or flag held
+        """Accept "year=integer,author=keyword" and a JSON object for a table."""
+        if not isinstance(value, str):
+            return value
+        if value.lstrip().startswith("{"):
+            return json.loads(value)
+        pairs = (part.partition("=") for part in value.split(",") if part.strip())
+        return {name.strip(): kind.strip() for name, _, kind in pairs}
 
 
 class RunConfig(Section):
     """How a run is executed and where it remembers what is done."""
 
     executor: Literal["local", "ray"] = "local"
-    lanes: int = Field(0, ge=0)  # 0: one on a machine without a GPU, else one per GPU
-    window_tokens: int = Field(65536, ge=1)
-    queue_bytes: int = Field(64 << 20, ge=1 << 16)
-    commit_every_s: float = Field(2.0, ge=0)
-    split_deadline_s: float = Field(3600.0, gt=0)
-    split_attempts: int = Field(3, ge=1)
+    lanes: int = Field(default=0, ge=0)  # 0: one on a machine without a GPU, else one per GPU
+    window_tokens: int = Field(default=65536, ge=1)
+    queue_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    commit_every_s: float = Field(default=2.0, ge=0)
+    split_deadline_s: float = Field(default=3600.0, gt=0)
+    split_attempts: int = Field(default=3, ge=1)
     state: str = ""  # "": beside an edge store, else $XDG_STATE_HOME/headwater
 
 
@@ -128,7 +157,11 @@ class Settings(BaseSettings):
     """Everything a run needs to know; frozen, comparable, picklable."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", env_prefix="HEADWATER_", env_nested_delimiter="__"
+        frozen=True,
+        extra="forbid",
+        env_prefix=_PREFIX,
+        env_nested_delimiter=_NESTED,
+        enable_decoding=False,  # "title,text" and JSON are both read by the sections' own validators
     )
 
     source: SourceConfig = SourceConfig()
@@ -146,8 +179,8 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Values given to the constructor, then the environment; the file is merged by `load`."""
-        return (init_settings, env_settings)
+        """Only values given to the constructor; `load` merges the file, the environment and the flags."""
+        return (init_settings,)
 
 
 def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Settings:
@@ -156,23 +189,44 @@ def load(file: Path | None = None, flags: Mapping[str, Any] | None = None) -> Se
     Raises UsageError that names the key, what it got and what is known.
     """
     values: dict[str, Any] = _read_toml(file) if file else {}
+    environment = _read_environment()
+    _merge(values, environment)
+    for key, value in (flags or {}).items():
+        _set(values, key.split("."), value)
     try:
-        environment = Settings().model_dump(exclude_unset=True)
-        _merge(values, environment)
-        for key, value in (flags or {}).items():
-            _set(values, key.split("."), value)
         return Settings.model_validate(values)
     except ValidationError as error:
-        raise UsageError(*_explain(error, file)) from None
+        raise UsageError(*_explain(error, file, environment)) from None
 
 
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"config file {file} cannot be read: {error}", "A TOML file", "Check --config") from None
+        raise UsageError(f"config file {file} cannot be read: {error}", "", "Check --config") from None
     except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"config file {file} is not TOML: {error}", "", "Compare it with deploy/config.toml") from None
+        hint = "Compare it with deploy/config.toml"
+        raise UsageError(f"config file {file} is not TOML: {error}", "", hint) from None
+
+
+def _read_environment() -> dict[str, Any]:
+    """Return the twins that are set, nested as in the file; raise UsageError for what only looks like a twin.
+
+    Names without a double underscore are left alone (Kubernetes sets HEADWATER_PORT and the like for a service
+    of that name), except a key's own name spelled with single ones.
+    """
+    misspelled = {twin.replace(_NESTED, "_"): twin for twin in map(_twin, _keys(Settings))}
+    for variable in (name.upper() for name in os.environ if name.upper().startswith(_PREFIX)):
+        if variable in misspelled:
+            hint = f"Did you mean {misspelled[variable]}?"
+            raise UsageError(
+                f"unknown environment variable {variable}", "Two underscores after a section", hint
+            )
+        section, nested, _ = variable.removeprefix(_PREFIX).lower().partition(_NESTED)
+        if nested and section not in Settings.model_fields:
+            known, hint = _known(section, Settings)
+            raise UsageError(f"unknown section {section!r} in {variable}", f"Known sections: {known}", hint)
+    return EnvSettingsSource(Settings)()
 
 
 def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
@@ -184,24 +238,60 @@ def _merge(values: dict[str, Any], over: Mapping[str, Any]) -> None:
 
 
 def _set(values: dict[str, Any], path: list[str], value: Any) -> None:  # noqa: ANN401 - any setting's value
-    for name in path[:-1]:
-        values = values.setdefault(name, {})
-    values[path[-1]] = value
+    *sections, name = path
+    inner: Any = values
+    for section in sections:
+        inner = inner.setdefault(section, {})
+        if not isinstance(inner, dict):
+            return  # the file has a value where a section belongs; validation will name it
+    inner[name] = value
 
 
-def _explain(error: ValidationError, file: Path | None) -> tuple[str, str, str]:
-    """Turn pydantic's first complaint into our three parts."""
+def _explain(error: ValidationError, file: Path | None, environment: Mapping[str, Any]) -> tuple[str, ...]:
+    """Turn pydantic's first complaint into our three parts; neither a secret nor a whole section is shown."""
     first = error.errors()[0]
     path = [str(part) for part in first["loc"]]
-    where = f" ({file} or environment)" if file else ""
+    where = f" in {_twin(path)}" if _holds(environment, path) else f" in {file}" if file else ""
     if first["type"] == "extra_forbidden":
-        known = sorted(_section(path[:-1]).model_fields)
-        close = difflib.get_close_matches(path[-1], known, n=1)
-        place = f" in [{'.'.join(path[:-1])}]" if path[:-1] else ""
-        hint = f"Did you mean {close[0]!r}?" if close else "Remove it"
-        return f"unknown key {path[-1]!r}{place}{where}", f"Known keys: {', '.join(known)}", hint
-    got = "" if isinstance(first["input"], (dict, SecretStr)) else f" = {first['input']!r}"
-    return f"setting {'.'.join(path)}{got}{where}: {first['msg']}", "", "deploy/config.toml documents every key"
+        known, hint = _known(path[-1], _section(path[:-1]))
+        kind, place = ("key", f" of [{'.'.join(path[:-1])}]") if path[:-1] else ("section", "")
+        return f"unknown {kind} {path[-1]!r}{place}{where}", f"Known {kind}s: {known}", hint
+    if first["type"] == "model_type":
+        known, _ = _known("", _section(path))
+        return f"{'.'.join(path)}{where} is a section and was given a value", f"Its keys: {known}", ""
+    shown = isinstance(first["input"], (str, int, float, bool)) and path[-1] != "api_key"
+    got = f" = {first['input']!r}" if shown else ""
+    do = "deploy/config.toml documents every key"
+    return f"setting {'.'.join(path)}{got}{where}: {first['msg']}", "", do
+
+
+def _known(name: str, model: type[BaseModel]) -> tuple[str, str]:
+    """Return the model's keys as a list to read, and a hint for a name that is none of them."""
+    close = difflib.get_close_matches(name, model.model_fields, n=1)
+    return ", ".join(sorted(model.model_fields)), f"Did you mean {close[0]!r}?" if close else "Remove it"
+
+
+def _twin(path: list[str]) -> str:
+    return _PREFIX + _NESTED.join(path).upper()
+
+
+def _holds(values: Any, path: list[str]) -> bool:  # noqa: ANN401 - a nested dict, or a leaf of it
+    for name in path:
+        if not isinstance(values, Mapping):
+            return True  # the complaint is about a part of this value
+        if name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[list[str]]:
+    """Yield every key's path; sections themselves are not keys."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, (*path, name))
+        else:
+            yield [*path, name]
 
 
 def _section(path: list[str]) -> type[BaseModel]:

@@ -69,6 +69,7 @@ class Split:
 
     `part` counts row groups (Parquet) or record batches (IPC files) as [start, stop); a stream is one part.
     `superseded` holds the row numbers that lost to a later row of the same document id; they are rejected.
+    `partitions` are columns with one value in every row, taken from the path (`lang=en/`).
     """
 
     id: str
@@ -79,6 +80,7 @@ class Split:
     first_row: int
     rows: int | None  # None where only reading tells
     superseded: tuple[int, ...] = ()
+    partitions: tuple[tuple[str, int | str | None], ...] = ()
 
 
 @dataclass(frozen=True)
