@@ -212,10 +212,10 @@ def _read_toml(file: Path) -> dict[str, Any]:
 def _read_environment() -> dict[str, Any]:
     """Return the twins that are set, nested as in the file; raise UsageError for what only looks like a twin.
 
-    Names without a double underscore are left alone (Kubernetes sets HEADWATER_PORT and the like for a service
-    of that name), except a key's own name spelled with single ones.
+    Names without a double underscore are left alone (Kubernetes sets HEADWATER_PORT and the like for a
+    service of that name), except a key's own name spelled with single ones.
     """
-    misspelled = {twin.replace(_NESTED, "_"): twin for twin in map(_twin, _keys(Settings))}
+    twins = {twin.replace(_NESTED, "_"): twin for twin in map(_twin, _keys(Settings))}
     for variable in (name.upper() for name in os.environ if name.upper().startswith(_PREFIX)):
         if variable in misspelled:
             hint = f"Did you mean {misspelled[variable]}?"

@@ -35,7 +35,8 @@ class HeadwaterError(Exception):
         self.do = do
 
     def __str__(self) -> str:
-        return " ".join(f"{part.rstrip('.')}." for part in (self.got, self.need, self.do) if part)
+        parts = (part.rstrip(".") for part in (self.got, self.need, self.do) if part)
+        return " ".join(part if part.endswith("?") else f"{part}." for part in parts)
 
 
 class TransientError(HeadwaterError):
