@@ -217,11 +217,10 @@ def _read_environment() -> dict[str, Any]:
     """
     twins = {twin.replace(_NESTED, "_"): twin for twin in map(_twin, _keys(Settings))}
     for variable in (name.upper() for name in os.environ if name.upper().startswith(_PREFIX)):
-        if variable in misspelled:
-            hint = f"Did you mean {misspelled[variable]}?"
-            raise UsageError(
-                f"unknown environment variable {variable}", "Two underscores after a section", hint
-            )
+        meant = twins.get(variable.replace(_NESTED, "_"), variable)
+        if meant != variable:
+            got = f"unknown environment variable {variable}"
+            raise UsageError(got, "Two underscores follow a section's name", f"Did you mean {meant}?")
         section, nested, _ = variable.removeprefix(_PREFIX).lower().partition(_NESTED)
         if nested and section not in Settings.model_fields:
             known, hint = _known(section, Settings)
