@@ -1,1 +1,32 @@
-"""stores"""
+"""Stores: where points live. Everything of Qdrant is in here.
+
+store.py        what every store does: a small subset of QdrantClient's methods
+points.py       points on their way to a store
+connect.py      from a URL to an open store
+edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, edge_models.py)
+memory.py       qdrant-client's in-memory mode, for tests
+collection.py   collections by alias: make, find, check
+writer.py       the write protocol: whole documents or what was there before
+nearest.py      many queries in one request
+filters.py      conditions on metadata as a user types them
+"""
+
+from pipeline.stores.connect import open_store, store_exists
+from pipeline.stores.filters import Filter, parse_filter
+from pipeline.stores.nearest import Hit, nearest
+from pipeline.stores.points import Points
+from pipeline.stores.store import Store
+from pipeline.stores.writer import DocumentWriter, Written
+
+__all__ = [
+    "DocumentWriter",
+    "Filter",
+    "Hit",
+    "Points",
+    "Store",
+    "Written",
+    "nearest",
+    "open_store",
+    "parse_filter",
+    "store_exists",
+]

@@ -1,0 +1,417 @@
+"""One contract, every store: the same calls give the same answers wherever points live."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from qdrant_client import models
+
+from pipeline.config import StoreConfig
+from pipeline.errors import StoreError, UsageError
+from pipeline.stores import Points, Store, collection, nearest, open_store, parse_filter
+
+ID = [str(uuid.uuid5(uuid.NAMESPACE_URL, str(n))) for n in range(50)]
+TYPES = {
+    "int": 7,
+    "big": 2**62,
+    "negative": -3,
+    "zero": 0,
+    "float": 1.5,
+    "whole": 2.0,
+    "tiny": 5e-324,
+    "true": True,
+    "false": False,
+    "null": None,
+    "text": 'häuser 🏠\n"quoted"',
+    "empty": "",
+    "list": [1, 2.5, "x", None, True, [], {"a": []}],
+    "nested": {"a": {"b": [{"c": 1}]}, "empty": {}},
+}
+
+
+@pytest.fixture(params=["memory", "edge"])
+def store(request, tmp_path) -> Iterator[Store]:
+    url = {"memory": "memory:", "edge": f"edge:{tmp_path / 'store'}"}[request.param]
+    opened = open_store(StoreConfig(url=url, batch_points=3))
+    yield opened
+    opened.close()
+
+
+def vector(n: int, dims: int = 4) -> list[float]:
+    row = np.random.default_rng(n).normal(size=dims)
+    return (row / np.linalg.norm(row)).tolist()
+
+
+def points(numbers: list[int], dims: int = 4, name: str = "", payload=None) -> Points:
+    rows = np.array([vector(n, dims) for n in numbers], dtype=np.float32).reshape(-1, dims)
+    made = [payload(n) if payload else {"metadata": {"n": n}} for n in numbers]
+    return Points([ID[n] for n in numbers], rows, made, name)
+
+
+def make(store: Store, name: str = "c", **extra) -> None:
+    store.create_collection(name, models.VectorParams(size=4, distance=models.Distance.COSINE), **extra)
+
+
+def ids(store: Store, where: models.Filter | None = None) -> set[int]:
+    found, offset = [], None
+    while True:
+        page, offset = store.scroll("c", where, limit=7, offset=offset, with_payload=False)
+        found += [ID.index(record.id) for record in page]
+        if offset is None:
+            assert len(found) == len(set(found)) == store.count("c", where).count
+            return set(found)
+
+
+# --- collections, metadata, aliases
+
+
+def test_a_collection_comes_and_goes(store):
+    assert store.get_collections().collections == []
+    assert not store.collection_exists("c")
+    make(store)
+    assert [one.name for one in store.get_collections().collections] == ["c"]
+    with pytest.raises(StoreError):
+        make(store)
+    assert store.delete_collection("c")
+    assert not store.delete_collection("c")
+    assert not store.collection_exists("c")
+    with pytest.raises(StoreError, match="c"):
+        store.get_collection("c")
+    make(store)
+    assert store.count("c").count == 0
+
+
+def test_metadata_is_kept_exactly_and_merged_by_key(store):
+    make(store, metadata={"headwater": TYPES, "other": 1})
+    assert store.get_collection("c").config.metadata == {"headwater": TYPES, "other": 1}
+    store.update_collection("c", metadata={"other": {"now": [2]}})
+    assert store.get_collection("c").config.metadata == {"headwater": TYPES, "other": {"now": [2]}}
+
+
+def test_a_collection_is_described_as_it_was_made(store):
+    store.create_collection(
+        "c",
+        {"dense": models.VectorParams(size=4, distance=models.Distance.DOT)},
+        sparse_vectors_config={"sparse": models.SparseVectorParams(modifier=models.Modifier.IDF)},
+    )
+    store.create_payload_index("c", "metadata.n", models.PayloadSchemaType.INTEGER)
+    store.create_payload_index("c", "metadata.n", models.PayloadSchemaType.INTEGER)
+    info = store.get_collection("c")
+    dense = info.config.params.vectors["dense"]
+    assert (dense.size, dense.distance) == (4, models.Distance.DOT)
+    assert info.config.params.sparse_vectors["sparse"].modifier == models.Modifier.IDF
+    assert info.payload_schema["metadata.n"].data_type == models.PayloadSchemaType.INTEGER
+    store.upsert("c", points([1, 2], name="dense"))
+    assert store.get_collection("c").points_count == 2
+
+
+def alias(name: str, target: str) -> models.CreateAliasOperation:
+    return models.CreateAliasOperation(
+        create_alias=models.CreateAlias(collection_name=target, alias_name=name)
+    )
+
+
+def drop(name: str) -> models.DeleteAliasOperation:
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=name))
+
+
+def test_an_alias_stands_for_its_collection_everywhere(store):
+    make(store, "real")
+    store.update_collection_aliases([alias("c", "real")])
+    assert store.collection_exists("c")
+    store.create_payload_index("c", "metadata.n", models.PayloadSchemaType.INTEGER)
+    store.update_collection("c", metadata={"a": 1})
+    store.upsert("c", points([1, 2, 3]))
+    store.delete("c", [ID[3]])
+    assert store.count("c").count == store.count("real").count == 2
+    assert [r.id for r in store.retrieve("c", [ID[1]])] == [ID[1]]
+    assert ids(store) == {1, 2}
+    assert nearest(store, "c", np.array([vector(1)], np.float32), 1)[0][0].id == ID[1]
+    assert store.get_collection("real").config.metadata == {"a": 1}
+    assert "metadata.n" in store.get_collection("c").payload_schema
+    assert [one.name for one in store.get_collections().collections] == ["real"]
+    store.optimize("c")
+    store.flush()
+
+
+def test_an_alias_is_swapped_in_one_call_or_not_at_all(store):
+    make(store, "old")
+    make(store, "new")
+    store.update_collection_aliases([alias("c", "old")])
+    with pytest.raises(StoreError):
+        store.update_collection_aliases([drop("c"), alias("c", "missing")])
+    with pytest.raises(StoreError):
+        store.update_collection_aliases([drop("c"), alias("new", "old")])
+    assert {(a.alias_name, a.collection_name) for a in store.get_aliases().aliases} == {("c", "old")}
+    store.update_collection_aliases([drop("c"), alias("c", "new"), alias("also", "old")])
+    known = {(a.alias_name, a.collection_name) for a in store.get_aliases().aliases}
+    assert known == {("c", "new"), ("also", "old")}
+    with pytest.raises(StoreError):
+        make(store, "c")  # the alias has the name
+
+
+def test_deleting_a_collection_takes_its_aliases_along(store):
+    make(store, "real")
+    store.update_collection_aliases([alias("c", "real")])
+    assert not store.delete_collection("c")  # an alias is not a collection
+    assert store.delete_collection("real")
+    assert store.get_aliases().aliases == []
+
+
+# --- points
+
+
+def test_payloads_come_back_exactly_as_they_were(store):
+    make(store)
+    given_payload = {"text": "t", "metadata": TYPES, "headwater": {"document_id": "d"}}
+    store.upsert("c", points([1], payload=lambda _: given_payload))
+    (record,) = store.retrieve("c", [ID[1]])
+    assert json.dumps(record.payload, sort_keys=True) == json.dumps(given_payload, sort_keys=True)
+    (hit,) = nearest(store, "c", np.array([vector(1)], np.float32), 1)[0]
+    assert json.dumps(hit.payload, sort_keys=True) == json.dumps(given_payload, sort_keys=True)
+    page, _ = store.scroll("c")
+    assert json.dumps(page[0].payload, sort_keys=True) == json.dumps(given_payload, sort_keys=True)
+
+
+def test_only_the_payload_keys_asked_for_are_read(store):
+    make(store)
+    store.upsert("c", points([1], payload=lambda n: {"text": "t", "headwater": {"a": 1, "b": 2}}))
+    assert store.retrieve("c", [ID[1]], with_payload=["headwater.a"])[0].payload == {"headwater": {"a": 1}}
+    assert store.scroll("c", with_payload=["text"])[0][0].payload == {"text": "t"}
+    assert not store.retrieve("c", [ID[1]], with_payload=False)[0].payload
+
+
+def test_an_upsert_replaces_the_whole_point(store):
+    make(store)
+    store.upsert("c", points(list(range(10))))
+    store.upsert("c", Points([ID[3]], np.array([vector(9)], np.float32), [{"new": 1}]))
+    (record,) = store.retrieve("c", [ID[3]], with_vectors=True)
+    assert record.payload == {"new": 1}
+    assert np.allclose(record.vector, vector(9), atol=1e-6)
+    assert store.count("c").count == 10
+
+
+def test_nothing_is_no_error(store):
+    make(store)
+    store.upsert("c", points([]))
+    store.delete("c", [])
+    assert store.retrieve("c", []) == []
+    assert store.retrieve("c", [ID[1]]) == []
+    store.delete("c", [ID[1]])
+    assert store.scroll("c") == ([], None)
+    assert nearest(store, "c", np.zeros((0, 4), np.float32), 3) == []
+    assert nearest(store, "c", np.array([vector(1)], np.float32), 3) == [[]]
+
+
+@pytest.mark.parametrize("name", ["", "dense"])
+@pytest.mark.parametrize("distance", ["Cosine", "Dot", "Euclid"])
+def test_the_nearest_come_first_with_the_score_of_the_distance(store, distance, name):
+    params = models.VectorParams(size=4, distance=distance)
+    store.create_collection("c", {name: params} if name else params)
+    store.upsert("c", points(list(range(20)), name=name))
+    queries = np.array([vector(n) for n in (3, 30, 31)], np.float32)
+    rows = np.array([vector(n) for n in range(20)])
+    found = nearest(store, "c", queries, 5, vector_name=name)
+    for query, hits in zip(queries, found, strict=True):
+        scores = -np.linalg.norm(rows - query, axis=1) if distance == "Euclid" else rows @ query
+        assert [ID.index(hit.id) for hit in hits] == np.argsort(-scores)[:5].tolist()
+        expected = np.abs(np.sort(scores)[::-1][:5]) if distance == "Euclid" else np.sort(scores)[::-1][:5]
+        assert np.allclose([hit.score for hit in hits], expected, atol=1e-5)
+
+
+def test_points_that_do_not_fit_the_collection_are_refused(store):
+    make(store)
+    with pytest.raises(StoreError):
+        store.upsert("c", points([1], dims=5))
+    with pytest.raises(StoreError):
+        store.upsert("c", points([1], name="other"))
+    with pytest.raises(StoreError):
+        store.upsert("missing", points([1]))
+    with pytest.raises(StoreError):
+        nearest(store, "c", np.ones((1, 5), np.float32), 1)
+    assert store.count("c").count == 0
+
+
+# --- filters
+
+FIELDS = {
+    n: {
+        "headwater": {"document_id": f"d{n % 4}", "namespace": "" if n % 2 else "t", "chunk_index": n // 4},
+        "metadata": {
+            "n": n,
+            "f": n / 2,
+            "even": n % 2 == 0,
+            "lang": "en" if n % 3 else "de",
+            "tags": ["a", "b"] if n % 5 == 0 else (["b"] if n % 5 == 1 else []),
+            "day": f"2024-01-{n + 1:02d}T00:00:00Z",
+            "deep": {"list": [{"x": n}]},
+            "maybe": n if n > 10 else None,
+        },
+    }
+    for n in range(20)
+}
+N = models.FieldCondition(key="metadata.n", range=models.Range(gte=15))
+FILTERS = {
+    "match text": (
+        models.Filter(must=[models.FieldCondition(key="metadata.lang", match=models.MatchValue(value="de"))]),
+        lambda n: n % 3 == 0,
+    ),
+    "match true": (
+        models.Filter(must=[models.FieldCondition(key="metadata.even", match=models.MatchValue(value=True))]),
+        lambda n: n % 2 == 0,
+    ),
+    "match false": (
+        models.Filter(
+            must=[models.FieldCondition(key="metadata.even", match=models.MatchValue(value=False))]
+        ),
+        lambda n: n % 2 == 1,
+    ),
+    "match integer": (
+        models.Filter(must=models.FieldCondition(key="metadata.n", match=models.MatchValue(value=3))),
+        lambda n: n == 3,
+    ),
+    "match any": (
+        models.Filter(
+            must=[
+                models.FieldCondition(
+                    key="headwater.document_id", match=models.MatchAny(any=["d1", "d3", "x"])
+                )
+            ]
+        ),
+        lambda n: n % 4 in (1, 3),
+    ),
+    "match any integer": (
+        models.Filter(must=[models.FieldCondition(key="metadata.n", match=models.MatchAny(any=[1, 30]))]),
+        lambda n: n == 1,
+    ),
+    "match except": (
+        models.Filter(
+            must=[models.FieldCondition(key="metadata.lang", match=models.MatchExcept(**{"except": ["de"]}))]
+        ),
+        lambda n: n % 3 != 0,
+    ),
+    "match in a list": (
+        models.Filter(must=[models.FieldCondition(key="metadata.tags", match=models.MatchValue(value="a"))]),
+        lambda n: n % 5 == 0,
+    ),
+    "range": (
+        models.Filter(must=[models.FieldCondition(key="metadata.f", range=models.Range(gt=2, lte=4))]),
+        lambda n: 4 < n <= 8,
+    ),
+    "dates": (
+        models.Filter(
+            must=[
+                models.FieldCondition(
+                    key="metadata.day", range=models.DatetimeRange(lt="2024-01-05T00:00:00Z")
+                )
+            ]
+        ),
+        lambda n: n < 4,
+    ),
+    "ids": (
+        models.Filter(must=[models.HasIdCondition(has_id=[ID[1], ID[2], ID[40]])]),
+        lambda n: n in (1, 2),
+    ),
+    "empty": (
+        models.Filter(must=[models.IsEmptyCondition(is_empty=models.PayloadField(key="metadata.tags"))]),
+        lambda n: n % 5 > 1,
+    ),
+    "null": (
+        models.Filter(must=[models.IsNullCondition(is_null=models.PayloadField(key="metadata.maybe"))]),
+        lambda n: n <= 10,
+    ),
+    "must not": (models.Filter(must_not=[N]), lambda n: n < 15),
+    "should": (models.Filter(should=[N, models.HasIdCondition(has_id=[ID[0]])]), lambda n: n >= 15 or n == 0),
+    "min should": (
+        models.Filter(
+            min_should=models.MinShould(
+                min_count=2,
+                conditions=[
+                    N,
+                    models.FieldCondition(key="metadata.even", match=models.MatchValue(value=True)),
+                    models.FieldCondition(key="metadata.lang", match=models.MatchValue(value="de")),
+                ],
+            )
+        ),
+        lambda n: (n >= 15) + (n % 2 == 0) + (n % 3 == 0) >= 2,
+    ),
+    "inside": (models.Filter(must=[models.Filter(should=[N, models.Filter(must_not=[N])])]), lambda n: True),
+    "nested": (
+        models.Filter(
+            must=[
+                models.NestedCondition(
+                    nested=models.Nested(
+                        key="metadata.deep.list",
+                        filter=models.Filter(must=[models.FieldCondition(key="x", range=models.Range(lt=3))]),
+                    )
+                )
+            ]
+        ),
+        lambda n: n < 3,
+    ),
+    "array path": (
+        models.Filter(
+            must=[models.FieldCondition(key="metadata.deep.list[].x", match=models.MatchValue(value=4))]
+        ),
+        lambda n: n == 4,
+    ),
+    "count": (
+        models.Filter(
+            must=[models.FieldCondition(key="metadata.tags", values_count=models.ValuesCount(gte=2))]
+        ),
+        lambda n: n % 5 == 0,
+    ),
+}
+
+
+@pytest.fixture
+def filled(store) -> Store:
+    make(store)
+    for key, kind in {**collection.OUR_INDEXES, "metadata.n": "integer", "metadata.even": "bool"}.items():
+        store.create_payload_index("c", key, models.PayloadSchemaType(kind))
+    store.upsert("c", points(list(range(20)), payload=FIELDS.get))
+    return store
+
+
+def test_a_filter_finds_what_it_says_in_every_call(filled):
+    for name, (where, expected) in FILTERS.items():
+        wanted = {n for n in range(20) if expected(n)}
+        assert ids(filled, where) == wanted, name
+        hits = nearest(filled, "c", np.array([vector(0)], np.float32), 50, where)[0]
+        assert {ID.index(hit.id) for hit in hits} == wanted, name
+    filled.delete("c", FILTERS["match text"][0])
+    assert ids(filled) == {n for n in range(20) if n % 3}
+
+
+@pytest.mark.parametrize(
+    ("expressions", "expected"),
+    [
+        (["lang=de"], lambda n: n % 3 == 0),
+        (["lang!=de"], lambda n: n % 3 != 0),
+        (["lang = en|de"], lambda n: True),
+        (["n>=3", "n<5"], lambda n: n in (3, 4)),
+        (["n>3", "n<=5"], lambda n: n in (4, 5)),
+        (["n=3|5|x"], lambda n: n in (3, 5)),
+        (["n!=3|5"], lambda n: n not in (3, 5)),
+        (["f=1.5"], lambda n: n == 3),
+        (["f=2"], lambda n: n == 4),
+        (["even=true"], lambda n: n % 2 == 0),
+        (["day<2024-01-03"], lambda n: n < 2),
+        (["tags=a"], lambda n: n % 5 == 0),
+        (["document_id=d1", "namespace="], None),
+        (["document_id=d1"], lambda n: n % 4 == 1),
+        (["namespace=t"], lambda n: n % 2 == 0),
+        (['{"must_not": [{"key": "metadata.n", "range": {"gt": 1}}]}', "lang=de"], lambda n: n == 0),
+        (['n="3"'], lambda n: False),
+    ],
+)
+def test_conditions_as_a_user_types_them(filled, expressions, expected):
+    if expected is None:
+        with pytest.raises(UsageError):
+            parse_filter(expressions)
+        return
+    assert ids(filled, parse_filter(expressions)) == {n for n in range(20) if expected(n)}
