@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,19 +99,18 @@ def ingest(
     """
     began = time.perf_counter()
     check_target(settings)
-    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-"))
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
         observe(Progress("preparing the encoder"))
         encoder = load_encoder(settings.encoder)
+        stack.callback(executor.close)
         store = executor.open_store(settings.store)
-        try:
-            job = open_job(store, settings, encoder)
-            encoder.close()
-            return _run(source, job, store, executor, stop, observe, began)
-        finally:
-            executor.close()
-            store.close()
+        stack.callback(store.close)
+        job = open_job(store, settings, encoder)
+        encoder.close()
+        return _run(source, job, store, executor, stop, observe, began)
 
 
 def state_folder(settings: Settings) -> Path:

@@ -28,8 +28,9 @@ from pipeline.job import Job, make_chunker
 from pipeline.pipe import Pipe, PipeClosed
 from pipeline.schemas import Counts, Rejected, Split, SplitAck
 from pipeline.sources import read_split
-from pipeline.stores import DocumentWriter, Store
+from pipeline.stores import Store
 from pipeline.windows import NO_CHUNKS, Window, gather, token_arrays
+from pipeline.writing import SplitWriter
 
 
 @dataclass
@@ -172,12 +173,16 @@ class Lane:
 
     def _write(self, split: Split, embedded: Pipe[Embedded], progress: Progress) -> None:
         """Write embedded windows and count what the store acknowledged."""
-        writer = DocumentWriter(self._store, self._job.collection, self._job.settings.store.batch_points)
+        settings = self._job.settings.store
+        writer = SplitWriter(split, self._store, self._job.collection, settings, self._job.spec.version)
         try:
             for window, vectors in embedded:
                 since = time.perf_counter()
-                self._write_window(split, window, vectors, writer, progress)
+                done, rejected = writer.write(window, vectors)
                 progress.spend("write", since)
+                progress.rows += window.rows
+                progress.counts += done
+                progress.rejected.extend(rejected)
         except BaseException:
             embedded.abandon()
             raise

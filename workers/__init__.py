@@ -1,1 +1,7 @@
-"""Ray around the pipeline, nothing else."""
+"""Ray around the pipeline, nothing else.
+
+cluster    connect to a Ray, decide how many lanes and what each is given
+actors     what runs in Ray's processes: a lane, and the one holder of an edge store; plain classes
+store      a store on the other side of an actor
+executor   hands splits to lanes, replaces the dead ones, bounds every wait
+"""
