@@ -54,7 +54,7 @@ def share(settings: Settings, cpus: int, gpus: int) -> LaneShare:
     if wants_gpu:
         return LaneShare(lanes, cpus=1, gpus=min(1.0, gpus / lanes), threads=settings.encoder.threads)
     threads = settings.encoder.threads or max(1, cpus // lanes)
-    return LaneShare(lanes, cpus=min(threads, max(1, cpus // lanes)), gpus=0, threads=threads)
+    return LaneShare(lanes, cpus=min(float(threads), cpus / lanes), gpus=0, threads=threads)
 
 
 def cluster_size() -> tuple[int, int]:

@@ -1,0 +1,36 @@
+"""What many tests share: a tiny model made once, a place for exported encoders, documents."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+for name in [name for name in os.environ if name.startswith("HEADWATER_")]:
+    del os.environ[name]  # the developer's own settings are not the tests'
+
+
+@pytest.fixture(scope="session")
+def encoder_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where exported encoders are kept for the whole session."""
+    return tmp_path_factory.mktemp("encoders")
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A sentence-transformers folder with a tiny random BERT of 32 dimensions."""
+    import models
+
+    return models.tiny_bert(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Another tiny BERT of the same dimension: another space."""
+    import models
+
+    return models.tiny_bert(tmp_path_factory.mktemp("models") / "other", seed=1)
