@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 from qdrant_client import models
+from qdrant_server import Server, running
 
 from pipeline.config import StoreConfig
 from pipeline.errors import StoreError, UsageError
@@ -33,10 +34,26 @@ TYPES = {
 }
 
 
-@pytest.fixture(params=["memory", "edge"])
+@pytest.fixture(scope="module")
+def server(tmp_path_factory) -> Iterator[Server]:
+    with running(tmp_path_factory.mktemp("server")) as started:
+        yield started
+
+
+@pytest.fixture(params=["memory", "edge", "grpc", "rest"])
 def store(request, tmp_path) -> Iterator[Store]:
-    url = {"memory": "memory:", "edge": f"edge:{tmp_path / 'store'}"}[request.param]
-    opened = open_store(StoreConfig(url=url, batch_points=3))
+    match request.param:
+        case "memory":
+            config = StoreConfig(url="memory:", batch_points=3)
+        case "edge":
+            config = StoreConfig(url=f"edge:{tmp_path / 'store'}", batch_points=3)
+        case kind:
+            server = request.getfixturevalue("server")
+            url = server.grpc_url if kind == "grpc" else server.rest_url
+            config = StoreConfig(url=url, prefer_grpc=kind == "grpc", batch_points=3, retries=0)
+    opened = open_store(config)
+    for left in opened.get_collections().collections:
+        opened.delete_collection(left.name)
     yield opened
     opened.close()
 
@@ -387,31 +404,36 @@ def test_a_filter_finds_what_it_says_in_every_call(filled):
     assert ids(filled) == {n for n in range(20) if n % 3}
 
 
+TYPED = [
+    (["lang=de"], lambda n: n % 3 == 0),
+    (["lang==de"], lambda n: n % 3 == 0),
+    (["lang!=de"], lambda n: n % 3 != 0),
+    (["lang = en|de"], lambda n: True),
+    (["n>=3", "n<5"], lambda n: n in (3, 4)),
+    (["n>3", "n<=5"], lambda n: n in (4, 5)),
+    (["n=3|5|x"], lambda n: n in (3, 5)),
+    (["n!=3|5"], lambda n: n not in (3, 5)),
+    (["f=1.5"], lambda n: n == 3),
+    (["f=2"], lambda n: n == 4),
+    (["even=true"], lambda n: n % 2 == 0),
+    (["day<2024-01-03"], lambda n: n < 2),
+    (["tags=a"], lambda n: n % 5 == 0),
+    (["document_id=d1"], lambda n: n % 4 == 1),
+    (["namespace=t"], lambda n: n % 2 == 0),
+    (['{"must_not": [{"key": "metadata.n", "range": {"gt": 1}}]}', "lang=de"], lambda n: n == 0),
+    (['n="3"'], lambda n: False),
+]
+
+
+def test_conditions_as_a_user_types_them(filled):
+    for expressions, expected in TYPED:
+        assert ids(filled, parse_filter(expressions)) == {n for n in range(20) if expected(n)}, expressions
+
+
 @pytest.mark.parametrize(
-    ("expressions", "expected"),
-    [
-        (["lang=de"], lambda n: n % 3 == 0),
-        (["lang!=de"], lambda n: n % 3 != 0),
-        (["lang = en|de"], lambda n: True),
-        (["n>=3", "n<5"], lambda n: n in (3, 4)),
-        (["n>3", "n<=5"], lambda n: n in (4, 5)),
-        (["n=3|5|x"], lambda n: n in (3, 5)),
-        (["n!=3|5"], lambda n: n not in (3, 5)),
-        (["f=1.5"], lambda n: n == 3),
-        (["f=2"], lambda n: n == 4),
-        (["even=true"], lambda n: n % 2 == 0),
-        (["day<2024-01-03"], lambda n: n < 2),
-        (["tags=a"], lambda n: n % 5 == 0),
-        (["document_id=d1", "namespace="], None),
-        (["document_id=d1"], lambda n: n % 4 == 1),
-        (["namespace=t"], lambda n: n % 2 == 0),
-        (['{"must_not": [{"key": "metadata.n", "range": {"gt": 1}}]}', "lang=de"], lambda n: n == 0),
-        (['n="3"'], lambda n: False),
-    ],
+    "expression",
+    ["", "lang", "lang=", "=de", "n>=", "n>x", "day<soon", '{"must": 3}', "{not json", '{"x": 1}'],
 )
-def test_conditions_as_a_user_types_them(filled, expressions, expected):
-    if expected is None:
-        with pytest.raises(UsageError):
-            parse_filter(expressions)
-        return
-    assert ids(filled, parse_filter(expressions)) == {n for n in range(20) if expected(n)}
+def test_a_bad_condition_is_shown_good_ones(expression):
+    with pytest.raises(UsageError, match="lang=en"):
+        parse_filter([expression])

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from urllib.parse import SplitResult, urlsplit
 
 from pipeline.config import StoreConfig
 from pipeline.errors import UsageError
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.edge_folder import CATALOGUE
 from pipeline.stores.memory import memory_store
+from pipeline.stores.server import ServerStore
 from pipeline.stores.store import Store
 
 FORMS = "edge:DIR, http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or memory:NAME"
@@ -17,22 +20,53 @@ FORMS = "edge:DIR, http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT, grpcs:
 def open_store(config: StoreConfig) -> Store:
     """Open the store that `config.url` names.
 
-    Raises UsageError for a URL of no known form, StoreError for an edge folder that another process holds.
-    Servers are first spoken to by the first call.
+    Raises UsageError for a URL of no known form, StoreError for an edge folder that another process
+    holds. Servers are first spoken to by the first call.
     """
     scheme, _, place = config.url.partition(":")
-    if scheme == "edge" and place:
-        return EdgeStore.open(Path(place).expanduser(), config.batch_points)
-    if scheme == "memory":
-        return memory_store(place)
-    raise UsageError(
-        f"store {config.url!r} is no store we know" if config.url else "no store is set",
-        f"One of {FORMS}",
-        "Set it with --store, or store.url in the configuration",
-    )
+    match scheme:
+        case "edge" if place:
+            return EdgeStore.open(Path(place).expanduser(), config.batch_points)
+        case "memory":
+            return memory_store(place)
+        case "http" | "https" | "grpc" | "grpcs":
+            return ServerStore.open(_split(config.url), config)
+    raise _bad(config.url, "is no store we know")
 
 
 def store_exists(config: StoreConfig) -> bool:
     """False for an edge folder that holds no store yet, which `open_store` would make; True for all else."""
     scheme, _, place = config.url.partition(":")
     return scheme != "edge" or (Path(place).expanduser() / CATALOGUE).exists()
+
+
+def _split(url: str) -> SplitResult:
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise _bad(url, "has no valid host and port") from None
+    if parts.username is not None or parts.password is not None:
+        raise UsageError(
+            f"store {_shown(url)!r} holds a user name or password",
+            "A URL without them; Qdrant knows API keys",
+            "Set HEADWATER_STORE__API_KEY, or store.api_key_file in the configuration",
+        )
+    if not parts.hostname or port == 0 or parts.query or parts.fragment:
+        raise _bad(url, "has no valid host and port")
+    if parts.scheme.startswith("grpc") and parts.path.strip("/"):
+        raise _bad(url, "has a path, which gRPC does not")
+    return parts
+
+
+def _bad(url: str, what: str) -> UsageError:
+    return UsageError(
+        f"store {_shown(url)!r} {what}" if url else "no store is set",
+        f"One of {FORMS}",
+        "Set it with --store, or store.url in the configuration",
+    )
+
+
+def _shown(url: str) -> str:
+    """The URL without what may be a secret."""
+    return re.sub(r"//.*@", "//…@", re.sub(r"[?#].*", "?…", url, flags=re.S), flags=re.S)

@@ -312,6 +312,7 @@ def _info(config: models.CreateCollection, info: engine.ShardInfo) -> models.Col
                 on_disk_payload=config.on_disk_payload,
             ),
             hnsw_config=to.hnsw_info(hnsw),
+            wal_config=models.WalConfig(wal_capacity_mb=32, wal_segments_ahead=0),
             optimizer_config=models.OptimizersConfig(default_segment_number=0, flush_interval_sec=0),
             quantization_config=config.quantization_config,
             metadata=deepcopy(config.metadata),

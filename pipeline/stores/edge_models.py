@@ -146,12 +146,12 @@ def edge_filter(value: models.Filter | None) -> edge.Filter | None:
 
 
 def whole_filter(value: models.Filter) -> edge.Filter:
-    """A filter with all its conditions."""
+    """A filter with all its conditions; an empty list of them asks for nothing, as on a server."""
     minimum = value.min_should
     return edge.Filter(
-        must=_conditions(value.must) if value.must is not None else None,
-        should=_conditions(value.should) if value.should is not None else None,
-        must_not=_conditions(value.must_not) if value.must_not is not None else None,
+        must=_conditions(value.must) if value.must else None,
+        should=_conditions(value.should) if value.should else None,
+        must_not=_conditions(value.must_not) if value.must_not else None,
         min_should=edge.MinShould(_conditions(minimum.conditions), minimum.min_count) if minimum else None,
     )
 

@@ -20,7 +20,7 @@ _EXAMPLES = (
 )
 _OURS = {"document_id": "headwater.document_id", "namespace": "headwater.namespace"}
 _CONDITION = re.compile(
-    r"\s*(?P<key>[^<>=!\s][^<>=!]*?)\s*(?P<operator>>=|<=|!=|>|<|=)\s*(?P<value>.*?)\s*", re.S
+    r"\s*(?P<key>[^<>=!\s][^<>=!]*?)\s*(?P<operator>>=|<=|!=|==|>|<|=)\s*(?P<value>.*?)\s*", re.S
 )
 _EXACT_FLOATS = 2**53
 _BOUNDS = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}

@@ -29,7 +29,7 @@ _DOCUMENTS_PER_FILTER = 500
 
 @dataclass(frozen=True)
 class Written:
-    """What the store acknowledged: points upserted, documents completed, surplus points removed."""
+    """What the store acknowledged: documents completed, all their points, surplus points removed."""
 
     points: int = 0
     documents: int = 0
@@ -72,7 +72,7 @@ class DocumentWriter:
         heads = [self._heads.pop(key) for key in ended]
         for start in range(0, len(heads), self._batch_points):
             self._store.upsert(self._collection, _join(heads[start : start + self._batch_points]))
-        return Written(len(rest) + len(heads), len(heads), removed)
+        return Written(sum(ended.values()), len(heads), removed)
 
     def delete(self, documents: Sequence[Key]) -> int:
         """Delete all chunks of these documents, heads last; returns how many there were.

@@ -1,0 +1,368 @@
+"""The server store: Qdrant over gRPC or REST, with retries of our own."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import ssl
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import SplitResult
+
+from qdrant_client import QdrantClient, grpc, models
+from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
+from qdrant_client.http.models import QueryResponse
+from tenacity import RetryCallState, Retrying, retry_if_exception_type
+from tenacity.wait import wait_exponential_jitter
+
+from pipeline.config import StoreConfig
+from pipeline.errors import StoreOverloaded, StoreUnavailable, TransientError, UsageError
+from pipeline.stores.points import Points
+from pipeline.stores.server_errors import BatchTooLarge, server_error, whole_seconds
+from pipeline.stores.store import VectorsConfig
+
+MAX_REQUEST_BYTES = 16 << 20
+"""A server takes 32 MiB over REST; half of it leaves room for what an estimate misses."""
+
+_LONGEST_PAUSE_S = 300.0
+_JSON_BYTES_PER_FLOAT = 22
+_BACKOFF = wait_exponential_jitter(multiplier=0.2, max=10.0, jitter=0.5)
+
+Answer = TypeVar("Answer")
+
+
+class ServerStore:
+    """Collections of a Qdrant server.
+
+    Every call is tried again `retries` times after errors that may pass (see server_errors.py), with growing
+    pauses, or the pause the server asks for. `upsert` and `delete` return when the server says `completed`:
+    applied, and in its log on disk. What a server will not take in one request is sent in halves.
+    """
+
+    def __init__(self, client: QdrantClient, url: str, config: StoreConfig, over_grpc: bool) -> None:
+        self._client = client
+        self._url = url
+        self._batch_points = config.batch_points
+        self._retries = config.retries
+        self._timeout_s = config.timeout_s
+        self._over_grpc = over_grpc
+
+    @classmethod
+    def open(cls, place: SplitResult, config: StoreConfig) -> ServerStore:
+        """A client for `place`; the server is first spoken to by the first call."""
+        over_grpc = place.scheme in ("grpc", "grpcs") or config.prefer_grpc
+        tls = place.scheme in ("https", "grpcs")
+        host = f"[{place.hostname}]" if ":" in (place.hostname or "") else place.hostname
+        direct = place.scheme in ("grpc", "grpcs")
+        port = place.port if place.port and not direct else 6333
+        extra: dict[str, Any] = {}
+        if config.ca_file:
+            extra["verify"] = _tls_context(config.ca_file)
+        client = QdrantClient(
+            url=f"{'https' if tls else 'http'}://{host}:{port}{'' if direct else place.path.rstrip('/')}",
+            grpc_port=place.port or config.grpc_port if direct else config.grpc_port,
+            prefer_grpc=over_grpc,
+            api_key=_api_key(config) or None,
+            timeout=max(1, round(config.timeout_s)),
+            grpc_options=_grpc_options(config.ca_file),
+            check_compatibility=False,  # asks over REST, in a thread, and warns where only gRPC is open
+            **extra,
+        )
+        client.http.client.add_middleware(whole_seconds)
+        return cls(client, place.geturl(), config, over_grpc)
+
+    def __repr__(self) -> str:
+        return f"ServerStore({self._url!r}, {'gRPC' if self._over_grpc else 'REST'})"
+
+    def get_collections(self) -> models.CollectionsResponse:
+        return self._call("list collections", self._client.get_collections)
+
+    def collection_exists(self, collection_name: str) -> bool:
+        return self._call("look for a collection", lambda: self._client.collection_exists(collection_name))
+
+    def create_collection(
+        self,
+        collection_name: str,
+        vectors_config: VectorsConfig,
+        sparse_vectors_config: Mapping[str, models.SparseVectorParams] | None = None,
+        hnsw_config: models.HnswConfigDiff | None = None,
+        quantization_config: models.QuantizationConfig | None = None,
+        on_disk_payload: bool | None = None,
+        metadata: dict[str, Any] | None = None,
+    ) -> bool:
+        attempts = itertools.count()
+
+        def create() -> bool:
+            if next(attempts) and self._client.collection_exists(collection_name):
+                return True  # an attempt whose answer was lost has made it
+            return self._client.create_collection(
+                collection_name,
+                vectors_config=vectors_config,
+                sparse_vectors_config=sparse_vectors_config,
+                hnsw_config=hnsw_config,
+                quantization_config=quantization_config,
+                on_disk_payload=on_disk_payload,
+                metadata=metadata,
+            )
+
+        return self._call(f"create collection {collection_name!r}", create)
+
+    def get_collection(self, collection_name: str) -> models.CollectionInfo:
+        return self._call(
+            f"read the state of {collection_name!r}", lambda: self._client.get_collection(collection_name)
+        )
+
+    def delete_collection(self, collection_name: str) -> bool:
+        def delete() -> bool:
+            return bool(self._client.delete_collection(collection_name))
+
+        return self._call(f"delete collection {collection_name!r}", delete)
+
+    def update_collection(self, collection_name: str, metadata: dict[str, Any]) -> bool:
+        return self._call(
+            f"update the metadata of {collection_name!r}",
+            lambda: self._client.update_collection(collection_name, metadata=metadata),
+        )
+
+    def get_aliases(self) -> models.CollectionsAliasesResponse:
+        return self._call("list aliases", self._client.get_aliases)
+
+    def update_collection_aliases(self, change_aliases_operations: Sequence[models.AliasOperations]) -> bool:
+        return self._call(
+            "change aliases", lambda: self._client.update_collection_aliases(change_aliases_operations)
+        )
+
+    def create_payload_index(
+        self, collection_name: str, field_name: str, field_schema: models.PayloadSchemaType
+    ) -> None:
+        self._update(
+            f"index {field_name!r} in {collection_name!r}",
+            lambda: self._client.create_payload_index(collection_name, field_name, field_schema, wait=True),
+        )
+
+    def upsert(self, collection_name: str, points: Points) -> None:
+        for batch in points.batches(self._batch_points):
+            self._upsert(collection_name, batch)
+
+    def retrieve(
+        self,
+        collection_name: str,
+        ids: Sequence[str],
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool = False,
+    ) -> list[models.Record]:
+        if not ids:
+            return []
+        return self._call(
+            f"retrieve {len(ids)} points of {collection_name!r}",
+            lambda: self._client.retrieve(
+                collection_name, list(ids), with_payload=_keys(with_payload), with_vectors=with_vectors
+            ),
+        )
+
+    def delete(self, collection_name: str, points_selector: Sequence[str] | models.Filter) -> None:
+        if isinstance(points_selector, models.Filter):
+            selector: models.PointsSelector = models.FilterSelector(filter=points_selector)
+        elif points_selector:
+            selector = models.PointIdsList(points=list(points_selector))
+        else:
+            return
+        self._update(
+            f"delete points of {collection_name!r}",
+            lambda: self._client.delete(collection_name, selector, wait=True),
+        )
+
+    def query_batch_points(
+        self, collection_name: str, requests: Sequence[models.QueryRequest]
+    ) -> list[QueryResponse]:
+        return self._call(
+            f"query {collection_name!r}",
+            lambda: self._client.query_batch_points(collection_name, list(requests)),
+        )
+
+    def count(self, collection_name: str, count_filter: models.Filter | None = None) -> models.CountResult:
+        return self._call(
+            f"count the points of {collection_name!r}",
+            lambda: self._client.count(collection_name, count_filter=count_filter, exact=True),
+        )
+
+    def scroll(
+        self,
+        collection_name: str,
+        scroll_filter: models.Filter | None = None,
+        limit: int = 10,
+        offset: str | None = None,
+        with_payload: bool | Sequence[str] = True,
+        with_vectors: bool = False,
+    ) -> tuple[list[models.Record], str | None]:
+        found, following = self._call(
+            f"scroll through {collection_name!r}",
+            lambda: self._client.scroll(
+                collection_name,
+                scroll_filter=scroll_filter,
+                limit=limit,
+                offset=offset,
+                with_payload=_keys(with_payload),
+                with_vectors=with_vectors,
+            ),
+        )
+        return found, None if following is None else str(following)
+
+    def flush(self) -> None:
+        """Do nothing: a server has what it acknowledged in its log."""
+
+    def optimize(self, collection_name: str) -> None:
+        """Do nothing: a server builds its indexes by itself."""
+
+    def close(self) -> None:
+        self._client.close()
+
+    def _upsert(self, collection_name: str, points: Points) -> None:
+        """Send points, in halves if they are too many for one request."""
+        doing = f"upsert {len(points)} points into {collection_name!r}"
+        try:
+            self._update(doing, lambda: self._send(collection_name, points), splittable=len(points) > 1)
+        except (BatchTooLarge, StoreOverloaded) as error:
+            named = isinstance(error, StoreOverloaded) and error.retry_after_s > 0
+            if named or len(points) == 1:
+                raise
+            middle = len(points) // 2
+            self._upsert(collection_name, points.slice(0, middle))
+            self._upsert(collection_name, points.slice(middle, len(points)))
+
+    def _send(self, collection_name: str, points: Points) -> models.UpdateResult:
+        if not self._over_grpc:
+            self._check_size(points, _json_bytes(points))
+            return self._client.upsert(collection_name, _rest_points(points), wait=True)
+        request = grpc.UpsertPoints(collection_name=collection_name, wait=True, points=_grpc_points(points))
+        self._check_size(points, request.ByteSize())
+        answer = self._client.grpc_points.Upsert(request, timeout=self._timeout_s)
+        return GrpcToRest.convert_update_result(answer.result)
+
+    def _check_size(self, points: Points, nbytes: int) -> None:
+        if nbytes > MAX_REQUEST_BYTES:
+            raise BatchTooLarge(
+                f"{len(points)} points of {nbytes} bytes for {self._url}, the first {points.ids[0]}",
+                f"At most {MAX_REQUEST_BYTES} bytes in a request",
+                "Make the metadata or the chunks smaller",
+            )
+
+    def _update(self, doing: str, send: Callable[[], models.UpdateResult], splittable: bool = False) -> None:
+        """Call until the server says that the update is applied."""
+
+        def applied() -> None:
+            status = send().status
+            if status != models.UpdateStatus.COMPLETED:
+                raise StoreUnavailable(
+                    f"cannot {doing}: {self._url} answered {status.value!r}",
+                    "An update that is applied, not only taken note of",
+                    "Raise store.timeout_s if the server is busy",
+                )
+
+        self._call(doing, applied, splittable)
+
+    def _call(self, doing: str, call: Callable[[], Answer], splittable: bool = False) -> Answer:
+        """Call, turn foreign errors into ours, and try the transient ones again."""
+
+        def once() -> Answer:
+            try:
+                return call()
+            except Exception as error:
+                ours = server_error(error, doing, self._url)
+                if ours is error:
+                    raise
+                raise ours from error
+
+        def enough(state: RetryCallState) -> bool:
+            # A server names no pause where a batch can never fit its budget: once more, then in halves.
+            error = state.outcome.exception() if state.outcome else None
+            hopeless = splittable and isinstance(error, StoreOverloaded) and not error.retry_after_s
+            return state.attempt_number > (1 if hopeless else self._retries)
+
+        retrying = Retrying(
+            retry=retry_if_exception_type(TransientError), stop=enough, wait=_pause, reraise=True
+        )
+        return retrying(once)
+
+
+def _pause(state: RetryCallState) -> float:
+    """Seconds until the next attempt: what the server asked for, else ever more."""
+    error = state.outcome.exception() if state.outcome else None
+    if isinstance(error, StoreOverloaded) and error.retry_after_s > 0:
+        return min(error.retry_after_s, _LONGEST_PAUSE_S)
+    return _BACKOFF(state)
+
+
+def _grpc_points(points: Points) -> list[grpc.PointStruct]:
+    """The points as messages; 1.3 times the rate of going through qdrant-client's models."""
+    name = points.vector_name
+    made = []
+    for id, row, payload in zip(points.ids, points.vectors.tolist(), points.payloads, strict=True):
+        vector = grpc.Vector(dense=grpc.DenseVector(data=row))
+        made.append(
+            grpc.PointStruct(
+                id=grpc.PointId(uuid=id),
+                vectors=grpc.Vectors(vectors=grpc.NamedVectors(vectors={name: vector}))
+                if name
+                else grpc.Vectors(vector=vector),
+                payload=RestToGrpc.convert_payload(payload),
+            )
+        )
+    return made
+
+
+def _rest_points(points: Points) -> models.Batch:
+    rows = points.vectors.tolist()
+    return models.Batch(
+        ids=list(points.ids),
+        vectors={points.vector_name: rows} if points.vector_name else rows,
+        payloads=list(points.payloads),
+    )
+
+
+def _json_bytes(points: Points) -> int:
+    texts = sum(len(json.dumps(payload)) for payload in points.payloads)
+    return texts + points.vectors.size * _JSON_BYTES_PER_FLOAT
+
+
+def _keys(with_payload: bool | Sequence[str]) -> bool | list[str]:
+    return with_payload if isinstance(with_payload, bool) else list(with_payload)
+
+
+def _api_key(config: StoreConfig) -> str:
+    if config.api_key.get_secret_value() or not config.api_key_file:
+        return config.api_key.get_secret_value()
+    return _read(config.api_key_file, "store.api_key_file").decode("utf-8").strip()
+
+
+def _grpc_options(ca_file: str) -> dict[str, Any]:
+    # gRPC's own pauses between reconnections start at a second and grow to two minutes; ours are in `_pause`.
+    options: dict[str, Any] = {
+        "grpc.initial_reconnect_backoff_ms": 100,
+        "grpc.max_reconnect_backoff_ms": 2000,
+    }
+    if ca_file:
+        options["root_certificates"] = _read(ca_file, "store.ca_file")
+    return options
+
+
+def _tls_context(ca_file: str) -> ssl.SSLContext:
+    _read(ca_file, "store.ca_file")
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except ssl.SSLError as error:
+        raise UsageError(
+            f"store.ca_file {ca_file} holds no certificates: {error.reason}",
+            "A PEM file",
+            "Check store.ca_file",
+        ) from None
+
+
+def _read(file: str, setting: str) -> bytes:
+    try:
+        return Path(file).expanduser().read_bytes()
+    except OSError as error:
+        raise UsageError(
+            f"{setting} {file} cannot be read: {error.strerror}", "A file we may read", f"Check {setting}"
+        ) from None
