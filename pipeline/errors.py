@@ -1,22 +1,22 @@
 """Every exception Headwater raises; transient or terminal is the type.
 
-    HeadwaterError
-    ├── TransientError            the same call may succeed later: retried, with a bound
-    │   ├── StoreUnavailable      the store did not answer, or answered 5xx
-    │   ├── StoreOverloaded       the store asked us to slow down (429); carries retry_after_s
-    │   └── LaneDied              a lane's process or node went away
-    └── TerminalError             the same call fails again: reported, never retried
-        ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
-        ├── SourceError           a source cannot be read
-        ├── EncoderError          a model cannot be loaded, exported or run
-        │   ├── ParityError       the exported graph does not reproduce the model
-        │   └── ProviderError     the execution provider asked for is not to be had
-        ├── StoreError            the store refused
-        │   ├── StoreUnauthorized 401 or 403
-        │   └── StoreFull         no space left
-        ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
-        ├── Interrupted           the run was asked to stop
-        └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
+HeadwaterError
+├── TransientError            the same call may succeed later: retried, with a bound
+│   ├── StoreUnavailable      the store did not answer, or answered 5xx
+│   ├── StoreOverloaded       the store asked us to slow down (429); carries retry_after_s
+│   └── LaneDied              a lane's process or node went away
+└── TerminalError             the same call fails again: reported, never retried
+    ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
+    ├── SourceError           a source cannot be read
+    ├── EncoderError          a model cannot be loaded, exported or run
+    │   ├── ParityError       the exported graph does not reproduce the model
+    │   └── ProviderError     the execution provider asked for is not to be had
+    ├── StoreError            the store refused
+    │   ├── StoreUnauthorized 401 or 403
+    │   └── StoreFull         no space left
+    ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
+    ├── Interrupted           the run was asked to stop
+    └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
 """
 
 from __future__ import annotations

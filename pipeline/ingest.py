@@ -28,7 +28,9 @@ class Executor(Protocol):
     def open_store(self, config: StoreConfig) -> Store:
         """The store as the driver sees it; lanes may share it or open their own."""
 
-    def run(self, job: Job, splits: Sequence[Split], stop: threading.Event) -> Iterator[tuple[Split, SplitAck]]:
+    def run(
+        self, job: Job, splits: Sequence[Split], stop: threading.Event
+    ) -> Iterator[tuple[Split, SplitAck]]:
         """Run the splits in any order and yield their trailers as they come.
 
         After `stop` is set no new split begins and running ones end early. A dead lane is replaced and its splits
@@ -90,7 +92,11 @@ class Summary:
 
 
 def ingest(
-    uri: str, settings: Settings, executor: Executor, stop: threading.Event, observe: Observer = lambda _: None
+    uri: str,
+    settings: Settings,
+    executor: Executor,
+    stop: threading.Event,
+    observe: Observer = lambda _: None,
 ) -> Summary:
     """Bring the collection in step with the source.
 

@@ -29,7 +29,9 @@ def check_target(settings: Settings) -> None:
     """Raise UsageError unless a store and a collection are named."""
     for key, example in (("url", "--store edge:./index"), ("collection", "--collection docs")):
         if not getattr(settings.store, key):
-            raise UsageError(f"no store.{key} is set", "A store and a collection to write to", f"Add {example}")
+            raise UsageError(
+                f"no store.{key} is set", "A store and a collection to write to", f"Add {example}"
+            )
 
 
 def make_chunker(settings: Settings, encoder: Encoder) -> Chunker:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
@@ -58,7 +59,7 @@ def split_windows(split: Split, settings: Settings, chunker: Chunker) -> Iterato
 def _pieces(split: Split, settings: Settings, chunker: Chunker) -> Iterator[Window]:
     for batch in read_split(split, settings.source):
         documents = batch.documents
-        deleting = pc.equal(documents.column("operation"), "delete")
+        deleting = pc.equal(documents.column("operation"), pa.scalar("delete"))
         gone = documents.filter(deleting).select(["namespace", "document_id"]).to_pylist()
         yield Window(
             NO_CHUNKS,

@@ -27,7 +27,9 @@ class LocalExecutor:
         self._store = open_store(config)
         return self._store
 
-    def run(self, job: Job, splits: Sequence[Split], stop: threading.Event) -> Iterator[tuple[Split, SplitAck]]:
+    def run(
+        self, job: Job, splits: Sequence[Split], stop: threading.Event
+    ) -> Iterator[tuple[Split, SplitAck]]:
         """Run splits two at a time; see `ingest.Executor`."""
         if self._store is None:
             self.open_store(job.settings.store)

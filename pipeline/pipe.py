@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class PipeClosed(Exception):  # noqa: N818 - it ends a loop, it is no error
+class PipeClosed(Exception):
     """The reading side is gone; the writing side stops."""
 
 

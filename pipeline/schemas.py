@@ -12,33 +12,36 @@ import pyarrow as pa
 
 from pipeline.errors import BrokenInvariant
 
-DOCUMENTS = pa.schema(
-    [
-        pa.field("document_id", pa.string(), nullable=False),
-        pa.field("namespace", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("metadata", pa.string(), nullable=False),  # a JSON object, types kept
-        pa.field("sequence", pa.int64(), nullable=False),  # 0 where the source has none
-        pa.field("operation", pa.string(), nullable=False),  # "upsert" or "delete"
-        pa.field("row", pa.int64(), nullable=False),  # the row's number in its file or stream
-    ]
+
+def _required(**columns: pa.DataType) -> pa.Schema:
+    """A schema of columns without nulls."""
+    fields: list[pa.Field[Any]] = [pa.field(name, kind, nullable=False) for name, kind in columns.items()]
+    return pa.schema(fields)
+
+
+DOCUMENTS = _required(
+    document_id=pa.string(),
+    namespace=pa.string(),
+    text=pa.string(),
+    metadata=pa.string(),  # a JSON object, types kept
+    sequence=pa.int64(),  # 0 where the source has none
+    operation=pa.string(),  # "upsert" or "delete"
+    row=pa.int64(),  # the row's number in its file or stream
 )
 
-CHUNKS = pa.schema(
-    [
-        pa.field("point_id", pa.string(), nullable=False),
-        pa.field("document_id", pa.string(), nullable=False),
-        pa.field("namespace", pa.string(), nullable=False),
-        pa.field("chunk_index", pa.int32(), nullable=False),
-        pa.field("chunk_count", pa.int32(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("start", pa.int64(), nullable=False),  # code points into the document's text
-        pa.field("end", pa.int64(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),  # as the encoder takes them, specials included
-        pa.field("metadata", pa.string(), nullable=False),
-        pa.field("sequence", pa.int64(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-    ]
+CHUNKS = _required(
+    point_id=pa.string(),
+    document_id=pa.string(),
+    namespace=pa.string(),
+    chunk_index=pa.int32(),
+    chunk_count=pa.int32(),
+    text=pa.string(),
+    start=pa.int64(),  # code points into the document's text
+    end=pa.int64(),
+    token_ids=pa.list_(pa.int32()),  # as the encoder takes them, specials included
+    metadata=pa.string(),
+    sequence=pa.int64(),
+    row=pa.int64(),
 )
 
 

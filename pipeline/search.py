@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import EncoderConfig, StoreConfig
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import CollectionMismatch
-from pipeline.stores import Hit, Store, collection, nearest, open_store, parse_filter
+from pipeline.stores import Filter, Hit, Store, collection, nearest, open_store, parse_filter
 from pipeline.versions import Contract
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.schemas import CHUNKS, Rejected
-
 
 NO_CHUNKS = pa.RecordBatch.from_pylist([], schema=CHUNKS)
 
@@ -44,7 +45,7 @@ def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
     for piece in pieces:
         for part in _cut(piece, window_tokens):
             waiting.append(part)
-            tokens += _tokens(part.chunks)
+            tokens += int(token_counts(part.chunks).sum())
             if tokens >= window_tokens:
                 yield _join(waiting)
                 waiting, tokens = [], 0
@@ -54,32 +55,39 @@ def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
 
 def token_arrays(chunks: pa.RecordBatch) -> list[NDArray[np.int32]]:
     """The chunks' `token_ids` as int32 arrays, without copying."""
-    column = chunks.column("token_ids")
-    values = column.values.to_numpy(zero_copy_only=True)
+    column = _token_ids(chunks)
+    values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
     offsets = column.offsets.to_numpy()
-    return [values[start:stop] for start, stop in zip(offsets[:-1], offsets[1:], strict=True)]
+    return [values[start:stop] for start, stop in pairwise(offsets.tolist())]
 
 
-def _tokens(chunks: pa.RecordBatch) -> int:
-    return len(chunks.column("token_ids").flatten())
+def token_counts(chunks: pa.RecordBatch) -> NDArray[np.int64]:
+    """How many tokens each chunk has, int64[n]."""
+    offsets: NDArray[np.int32] = _token_ids(chunks).offsets.to_numpy()
+    return np.diff(offsets).astype(np.int64)
+
+
+def _token_ids(chunks: pa.RecordBatch) -> Any:  # noqa: ANN401 - a pa.ListArray; the stubs lack what it can do
+    return chunks.column("token_ids")
 
 
 def _cut(piece: Window, window_tokens: int) -> Iterator[Window]:
     """Cut a piece before the chunks at which its running token count passes a multiple of `window_tokens`."""
-    ends = np.diff(piece.chunks.column("token_ids").offsets.to_numpy()).cumsum()
+    ends = token_counts(piece.chunks).cumsum()
     if not len(ends) or ends[-1] <= window_tokens:
         yield piece
         return
     cuts = [0, *(np.flatnonzero(np.diff(ends // window_tokens)) + 1).tolist(), len(ends)]
-    for number, (start, stop) in enumerate(zip(cuts[:-1], cuts[1:], strict=True)):
+    for number, (start, stop) in enumerate(pairwise(cuts)):
         chunks = piece.chunks.slice(start, stop - start)
         yield replace(piece, chunks=chunks) if number == 0 else Window(chunks)
 
 
 def _join(parts: list[Window]) -> Window:
     """One window out of several; copies, so that no part keeps a larger parent alive."""
+    table = pa.Table.from_batches([part.chunks for part in parts]).combine_chunks()
     return Window(
-        pa.concat_batches([part.chunks for part in parts]),
+        table.to_batches()[0] if table.num_rows else NO_CHUNKS,
         sum(part.rows for part in parts),
         tuple(key for part in parts for key in part.deleted),
         tuple(rejected for part in parts for rejected in part.rejected),

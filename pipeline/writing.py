@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import StoreConfig
 from pipeline.schemas import Counts, Rejected, Split
 from pipeline.stores import DocumentWriter, Points, Store
-from pipeline.windows import Window
+from pipeline.windows import Window, token_counts
 
 Key = tuple[str, str]  # (namespace, document id)
 
@@ -35,7 +35,7 @@ class SplitWriter:
         some of it was written before.
         """
         rows = window.chunks.drop_columns(["token_ids"]).to_pylist()
-        unusable = ~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1)
+        unusable = np.asarray(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
         rejected = list(window.rejected)
         lost = self._lost(rows, unusable, rejected)
         begun = [_key(rows[0])] if lost and rows[0]["chunk_index"] and _key(rows[0]) in lost else []
@@ -50,16 +50,17 @@ class SplitWriter:
             )
         )
         removed += written.removed + self._writer.delete(window.deleted)
-        lengths = np.diff(window.chunks.column("token_ids").offsets.to_numpy())
         return Counts(
             read=written.documents + len(window.deleted) + len(rejected),
             indexed=written.documents,
             deleted=len(window.deleted),
             rejected=len(rejected),
             removed=removed,
-            chunks=sum(rows[n]["chunk_count"] for n in kept if rows[n]["chunk_index"] + 1 == rows[n]["chunk_count"]),
+            chunks=sum(
+                rows[n]["chunk_count"] for n in kept if rows[n]["chunk_index"] + 1 == rows[n]["chunk_count"]
+            ),
             points=written.points,
-            tokens=int(lengths.sum()),
+            tokens=int(token_counts(window.chunks).sum()),
         ), rejected
 
     def _lost(

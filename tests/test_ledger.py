@@ -78,7 +78,9 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
 
 
 def test_dead_letters_hold_every_rejected_document(tmp_path):
-    rows = [Rejected(None if n % 7 == 0 else str(n), "u", n, "source", "null_id", "no id") for n in range(25_000)]
+    rows = [
+        Rejected(None if n % 7 == 0 else str(n), "u", n, "source", "null_id", "no id") for n in range(25_000)
+    ]
     file = tmp_path / "rejected.parquet"
     assert write_rejected(file, iter(rows)) == 25_000
     assert [vars(r) for r in rows] == pq.read_table(file).to_pylist()

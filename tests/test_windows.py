@@ -39,7 +39,9 @@ def test_gathering_keeps_every_chunk_in_order_and_bounds_windows(pieces, window_
 
 
 def test_windows_without_chunks_keep_what_the_rows_asked_for():
-    windows = list(gather([Window(NO_CHUNKS, rows=3, deleted=(("", "a"),)), Window(chunks([5]), rows=1)], 100))
+    windows = list(
+        gather([Window(NO_CHUNKS, rows=3, deleted=(("", "a"),)), Window(chunks([5]), rows=1)], 100)
+    )
     assert len(windows) == 1
     assert windows[0].rows == 4
     assert windows[0].deleted == (("", "a"),)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 
@@ -19,11 +20,11 @@ def connect() -> bool:
     if ray.is_initialized():
         return False
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(address="auto", log_to_driver=False, logging_level="ERROR")
+        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR)
         return False
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # An explicit "local": a plain init would follow a stale address that a crashed cluster left behind.
-    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     return True
 
 
@@ -59,7 +60,7 @@ def share(settings: Settings, cpus: int, gpus: int) -> LaneShare:
 
 def cluster_size() -> tuple[int, int]:
     """CPUs and GPUs of the whole cluster, as Ray counts them."""
-    resources = ray.cluster_resources()
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     return int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
 
 

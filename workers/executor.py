@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.actor import ActorHandle
@@ -34,7 +34,7 @@ DEATHS_PER_LANE = 5  # without a trailer in between; a broken machine must not b
 class Handle:
     """A lane as the driver sees it."""
 
-    actor: ActorHandle
+    actor: ActorHandle[Any]
     opening: Any | None  # the reference of open(), until it returned
     running: dict[Any, tuple[Split, float]] = field(default_factory=dict)  # reference -> (split, since when)
     dead: bool = False
@@ -64,7 +64,9 @@ class RayExecutor:
             return self._store
         return open_store(config)
 
-    def run(self, job: Job, splits: Sequence[Split], stop: threading.Event) -> Iterator[tuple[Split, SplitAck]]:
+    def run(
+        self, job: Job, splits: Sequence[Split], stop: threading.Event
+    ) -> Iterator[tuple[Split, SplitAck]]:
         """Run splits on lanes; see `ingest.Executor`."""
         parts = share(self._settings, *cluster_size())
         job = replace(job, settings=with_threads(job.settings, parts.threads))
@@ -108,7 +110,7 @@ class RayExecutor:
             ray.shutdown()
 
     def _start(self, job: Job, parts: LaneShare) -> None:
-        actor = (
+        actor: Any = (
             ray.remote(LaneActor)
             .options(
                 num_cpus=parts.cpus,
@@ -140,7 +142,9 @@ class RayExecutor:
                 yield from self._opened(lane)
             for reference in [r for r in ended if r in lane.running]:
                 yield from self._ended(lane, reference)
-            if not lane.dead and any(time.monotonic() - since > self._deadline_s for _, since in lane.running.values()):
+            if not lane.dead and any(
+                time.monotonic() - since > self._deadline_s for _, since in lane.running.values()
+            ):
                 yield from self._lost(lane, f"no trailer within {self._deadline_s:.0f} s")
 
     @property
@@ -149,7 +153,7 @@ class RayExecutor:
 
     def _opened(self, lane: Handle) -> Iterator[tuple[Split, SplitAck | None, str]]:
         try:
-            ray.get(lane.opening)
+            ray.get(cast("ray.ObjectRef[int]", lane.opening))
             lane.opening = None
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, HeadwaterError) else error) from None

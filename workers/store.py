@@ -22,7 +22,7 @@ class RemoteStore:
     Every method waits for the actor's answer, so what `Store` promises of a return still holds.
     """
 
-    def __init__(self, actor: ActorHandle) -> None:
+    def __init__(self, actor: ActorHandle[Any]) -> None:
         self._actor = actor
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
@@ -58,4 +58,4 @@ def open_remote(config: StoreConfig) -> Store:
         "scheduling_strategy": here,
     }
     actor = ray.remote(StoreActor).options(**options).remote(config)
-    return cast(Store, RemoteStore(actor))
+    return cast(Store, RemoteStore(cast("ActorHandle[Any]", actor)))

@@ -1,7 +1,7 @@
 """The command line: `headwater plan | ingest | search | evaluate | doctor`.
 
-JSON goes to stdout alone, everything else to stderr. Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done with
-rejected documents, 130 interrupted.
+JSON goes to stdout alone, everything else to stderr. Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done
+with rejected documents, 130 interrupted.
 """
 
 from __future__ import annotations

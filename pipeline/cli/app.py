@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -41,14 +39,14 @@ app.add_typer(evaluate_app, name="evaluate")
 @app.command()
 def plan(
     source: options.Uri,
-    id: options.Id = None,  # noqa: A002 - the flag's name
+    id: options.Id = None,
     text: options.Text = None,
     template: options.Template = None,
     encoder: options.Encoder = None,
     store: options.Store = None,
     collection: options.Collection = None,
     config: options.Config = None,
-    set: options.Set = None,  # noqa: A002 - the flag's name
+    set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Count documents, chunks, tokens and bytes exactly, and estimate the time; writes only the encoder's cache."""
@@ -64,7 +62,7 @@ def plan(
 @app.command()
 def ingest(
     source: options.Uri,
-    id: options.Id = None,  # noqa: A002 - the flag's name
+    id: options.Id = None,
     text: options.Text = None,
     template: options.Template = None,
     encoder: options.Encoder = None,
@@ -74,7 +72,7 @@ def ingest(
         Literal["local", "ray"] | None, typer.Option("--executor", help="Threads here, or lanes on Ray.")
     ] = None,
     config: options.Config = None,
-    set: options.Set = None,  # noqa: A002 - the flag's name
+    set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Bring a collection in step with a source. Run again after a crash, it ends as if nothing had happened."""
@@ -111,12 +109,14 @@ def search(
         Path | None, typer.Option("--queries", help="Many queries: a Parquet file with columns id and text.")
     ] = None,
     config: options.Config = None,
-    set: options.Set = None,  # noqa: A002 - the flag's name
+    set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Search a collection with the encoder its contract names."""
     if (query is None) == (queries is None):
-        raise UsageError("a query and --queries, or neither", "One of the two", 'headwater search "a question" …')
+        raise UsageError(
+            "a query and --queries, or neither", "One of the two", 'headwater search "a question" …'
+        )
     settings = options.settings(config, set, {"store.url": store, "store.collection": collection})
     check_target(settings)
     with Reader.open(settings.store, settings.encoder) as reader:
@@ -132,16 +132,18 @@ def search(
 
 @evaluate_app.command("retrieval")
 def evaluate(
-    documents: Annotated[str, typer.Option("--documents", help="Documents; --id and --text name the columns.")],
+    documents: Annotated[
+        str, typer.Option("--documents", help="Documents; --id and --text name the columns.")
+    ],
     queries: Annotated[Path, typer.Option("--queries", help="A Parquet file with columns id and text.")],
     qrels: Annotated[
         Path, typer.Option("--qrels", help="A Parquet file with query_id, document_id and relevance.")
     ],
-    id: options.Id = None,  # noqa: A002 - the flag's name
+    id: options.Id = None,
     text: options.Text = None,
     encoder: options.Encoder = None,
     config: options.Config = None,
-    set: options.Set = None,  # noqa: A002 - the flag's name
+    set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Measure nDCG@10 and recall@100 of an encoder on judged text, exactly and without a store."""
@@ -159,13 +161,13 @@ def doctor(
     source: Annotated[
         str | None, typer.Argument(help="Check this source's columns too.", show_default=False)
     ] = None,
-    id: options.Id = None,  # noqa: A002 - the flag's name
+    id: options.Id = None,
     text: options.Text = None,
     encoder: options.Encoder = None,
     store: options.Store = None,
     collection: options.Collection = None,
     config: options.Config = None,
-    set: options.Set = None,  # noqa: A002 - the flag's name
+    set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Check configuration, encoder, providers, store and dimensions, and say what to do."""
@@ -182,7 +184,7 @@ def doctor(
 
 
 def _flags(
-    id: str | None,  # noqa: A002 - the flag's name
+    id: str | None,
     text: str | None,
     template: str | None,
     encoder: str | None,
@@ -253,6 +255,8 @@ def _search_many(reader: Reader, queries: Path, limit: int, where: list[str], by
 def _show(results: list[Result]) -> None:
     for number, result in enumerate(results, 1):
         excerpt = " ".join(result.text.split())[:240]
-        console.print(f"[bold]{number}. {escape(result.document_id)}[/]  {result.score:.3f}  [dim]{escape(excerpt)}[/]")
+        console.print(
+            f"[bold]{number}. {escape(result.document_id)}[/]  {result.score:.3f}  [dim]{escape(excerpt)}[/]"
+        )
     if not results:
         console.print("nothing found")

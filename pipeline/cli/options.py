@@ -41,7 +41,8 @@ Collection = Annotated[
     str | None, typer.Option("--collection", help="The collection's name: an alias that an upgrade can swap.")
 ]
 Config = Annotated[
-    Path | None, typer.Option("--config", help="A TOML file; deploy/config.toml documents every key.", metavar="FILE")
+    Path | None,
+    typer.Option("--config", help="A TOML file; deploy/config.toml documents every key.", metavar="FILE"),
 ]
 Set = Annotated[
     list[str] | None,
@@ -60,7 +61,9 @@ def _override(text: str) -> tuple[str, Any]:
     """Read KEY=VALUE; the value is TOML where it parses as TOML, else a string."""
     key, separator, value = text.partition("=")
     if not separator or "." not in key:
-        raise UsageError(f"--set {text!r}", "--set section.key=value", "For example --set chunking.max_tokens=128")
+        raise UsageError(
+            f"--set {text!r}", "--set section.key=value", "For example --set chunking.max_tokens=128"
+        )
     try:
         return key.strip(), tomllib.loads(f"value = {value}")["value"]
     except tomllib.TOMLDecodeError:

@@ -11,16 +11,15 @@ import pyarrow.parquet as pq
 
 from pipeline.schemas import Rejected
 
-REJECTED = pa.schema(
-    [
-        pa.field("document_id", pa.string()),  # null where the source has none
-        pa.field("uri", pa.string(), nullable=False),
-        pa.field("row", pa.int64(), nullable=False),
-        pa.field("stage", pa.string(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-        pa.field("message", pa.string(), nullable=False),
-    ]
-)
+_COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("document_id", pa.string()),  # null where the source has none
+    ("uri", pa.string()),
+    ("row", pa.int64()),
+    ("stage", pa.string()),
+    ("reason", pa.string()),
+    ("message", pa.string()),
+]
+REJECTED = pa.schema(_COLUMNS)
 
 
 def write_rejected(file: Path, rejected: Iterable[Rejected]) -> int:
