@@ -1,0 +1,5 @@
+"""`python -m pipeline.cli` is `headwater`."""
+
+from pipeline.cli import main
+
+main()
