@@ -56,8 +56,6 @@ def resolve(schema: pa.Schema, config: SourceConfig, where: str) -> Columns:
             "Remove one of them",
         )
     template = Template.parse(config.template) if config.template else None
-    if not template and not config.text:
-        raise UsageError("no text column is named", "At least one, or a template", "Use --text or --template")
     text = tuple(name for name in config.text if name in template.columns) if template else config.text
     singles = (config.id, config.sequence, config.operation, config.namespace_column)
     metadata = config.metadata

@@ -148,13 +148,15 @@ def _rendered(
 
 def _joined(parts: list[Column]) -> Column:
     """Several texts as one, with a blank line between; those that are null or blank are left out."""
-    present = []
-    for part in parts:
-        large = part.cast(pa.large_string())
-        blank = _blank(large)
-        present.append(pc.if_else(pa.array(blank), None, large) if blank.any() else large)
     separator = pa.scalar("\n\n", pa.large_string())
-    return pc.binary_join_element_wise(*present, separator, null_handling="skip")
+    joined = parts[0].cast(pa.large_string())
+    for part in parts[1:]:
+        large = part.cast(pa.large_string())
+        # not null_handling="skip" over all parts at once: pyarrow 26 loses the rows where every part is null
+        both = pc.binary_join_element_wise(joined, large, separator)
+        alone = pc.if_else(pa.array(_blank(joined)), large, joined)
+        joined = pc.if_else(pa.array(_blank(joined) | _blank(large)), alone, both)
+    return joined
 
 
 def _blank(text: Column) -> NDArray[np.bool_]:

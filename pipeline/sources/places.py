@@ -62,7 +62,8 @@ def locate(place: str) -> tuple[fs.FileSystem, str]:
         return fs.FileSystem.from_uri(place)
     except pa.ArrowInvalid as error:
         try:
-            return fs.FileSystem.from_uri(f"fsspec+{place}")
+            filesystem, path = fs.FileSystem.from_uri(f"fsspec+{place}")
+            return filesystem, unquote(path)  # pyarrow's own have decoded it already
         except (pa.ArrowException, ImportError, ValueError):
             raise UsageError(
                 f"source {place} cannot be understood: {error}",

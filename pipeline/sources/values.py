@@ -117,7 +117,10 @@ def json_values(array: Column) -> Values:
         return _nested(array)
     if is_string(kind):
         return _strings(array)
-    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+    if pa.types.is_boolean(kind):
+        flags: Values = array.to_numpy(zero_copy_only=False).tolist()
+        return flags
+    if pa.types.is_integer(kind):  # never with nulls: numpy would make doubles of them
         return _where_valid(array.fill_null(0).to_numpy(zero_copy_only=False).tolist(), array)
     if pa.types.is_floating(kind):
         return _floats(array)
