@@ -1,0 +1,155 @@
+"""From documents to chunks: DOCUMENTS in, CHUNKS out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.chunking.boundaries import plain_boundaries
+from pipeline.chunking.cutting import Cutter, Span, Unsplittable
+from pipeline.chunking.markdown import markdown_boundaries
+from pipeline.config import ChunkingConfig
+from pipeline.errors import UsageError
+from pipeline.schemas import CHUNKS, DOCUMENTS, ChunkBatch, Rejected, check, point_id
+from pipeline.tokens import Tokenizer, Tokens
+
+# Part of the chunker's version. Raise it whenever a change, of this code or of a pinned library, moves a cut
+# (the tests hold some): chunks of two revisions must not share a document.
+_REVISION = 1
+
+_MIN_ROOM = 8  # tokens of text: one character may take several
+_BATCH_CHUNKS = 2048
+_BATCH_BYTES = 8 << 20
+
+
+class Chunker:
+    """Cuts documents at structural boundaries into chunks that fit the encoder, each tokenized once.
+
+    max_tokens: what the encoder takes, special tokens and document prompt included; the configuration may ask
+        for less, never for more. Raises UsageError where that or the overlap leaves no room for text.
+    version: 16 hex digits, the same as long as the same text is cut into the same chunks.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, config: ChunkingConfig, max_tokens: int) -> None:
+        self._tokenizer = tokenizer
+        self._format = config.format
+        self._budget = _budget(tokenizer, config, max_tokens)
+        self._overlap = config.overlap_tokens
+        self._room = self._budget - tokenizer.special_tokens
+        parts = [_REVISION, tokenizer.version, self._budget, self._overlap, self._format]
+        self.version = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def chunk(self, documents: pa.RecordBatch, uri: str) -> Iterator[ChunkBatch]:
+        """Yield the chunks of documents (DOCUMENTS, all upserts) in order, in batches of bounded size.
+
+        A document's chunks follow each other, over several batches if need be, and each carries their number.
+        Documents without a token are rejected. Keeps no state: the same documents give the same chunks again.
+        """
+        rows = check(documents, DOCUMENTS).to_pylist()
+        gathered = _Gathered()
+        all_tokens = self._tokenizer.tokenize_batch(row["text"] for row in rows)
+        for row, tokens in zip(rows, all_tokens, strict=True):
+            spans = self._spans(row["text"], tokens)
+            if not spans:
+                gathered.rejected.append(_reject(row, uri, tokens))
+            for index, span in enumerate(spans):
+                gathered.add(row, span, index, len(spans))
+                if gathered.is_full():
+                    yield gathered.batch()
+                    gathered = _Gathered()
+        if gathered.columns["text"] or gathered.rejected:
+            yield gathered.batch()
+
+    def _spans(self, text: str, tokens: Tokens) -> list[Span]:
+        """The spans of a document; none where it has no tokens or cannot be cut small enough."""
+        if not len(tokens.ids):
+            return []
+        boundaries = self._boundaries(text, tokens)
+        cutter = Cutter(text, tokens, boundaries, self._tokenizer, self._budget, self._overlap)
+        try:
+            return list(cutter.spans())
+        except Unsplittable:
+            return []
+
+    def _boundaries(self, text: str, tokens: Tokens) -> NDArray[np.uint8]:
+        if len(tokens.ids) <= self._room and self._tokenizer.cuts_cleanly:
+            return np.zeros(len(tokens.ids), dtype=np.uint8)  # one chunk: nobody will ask
+        if self._format == "markdown":
+            return markdown_boundaries(text, tokens, self._room)
+        return plain_boundaries(text, tokens)
+
+
+@dataclass
+class _Gathered:
+    """The rows of the next batch, column by column."""
+
+    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in CHUNKS.names})
+    rejected: list[Rejected] = field(default_factory=list)
+    size: int = 0  # bytes, about
+
+    def add(self, row: dict[str, Any], span: Span, index: int, count: int) -> None:
+        """Add a document's chunk."""
+        text = row["text"][span.start : span.end]
+        chunk = {
+            **{name: row[name] for name in ("document_id", "namespace", "metadata", "sequence", "row")},
+            "point_id": point_id(row["namespace"], row["document_id"], index),
+            "chunk_index": index,
+            "chunk_count": count,
+            "text": text,
+            "start": span.start,
+            "end": span.end,
+            "token_ids": span.token_ids,
+        }
+        for name, value in chunk.items():
+            self.columns[name].append(value)
+        self.size += len(text) + len(row["metadata"]) + span.token_ids.nbytes
+
+    def is_full(self) -> bool:
+        """True when the batch is as large as it may get."""
+        return len(self.columns["text"]) >= _BATCH_CHUNKS or self.size >= _BATCH_BYTES
+
+    def batch(self) -> ChunkBatch:
+        """The rows as a ChunkBatch."""
+        arrays = [pa.array(self.columns[column.name], type=column.type) for column in CHUNKS]
+        return ChunkBatch(pa.RecordBatch.from_arrays(arrays, schema=CHUNKS), tuple(self.rejected))
+
+
+def _reject(row: dict[str, Any], uri: str, tokens: Tokens) -> Rejected:
+    """Why a document has no chunks: it has no tokens, or one character has too many of them."""
+    if len(tokens.ids) and row["text"].strip():
+        reason, message = "unsplittable", "A single character takes more tokens than a chunk may have"
+    else:
+        reason, message = "no_tokens", f"The tokenizer makes no token of its {len(row['text'])} characters"
+    return Rejected(row["document_id"], uri, row["row"], "chunking", reason, message)
+
+
+def _budget(tokenizer: Tokenizer, config: ChunkingConfig, max_tokens: int) -> int:
+    """How many tokens a chunk may have, special tokens and prompt included."""
+    if config.max_tokens > max_tokens:
+        raise UsageError(
+            f"chunking.max_tokens = {config.max_tokens}",
+            f"The encoder takes {max_tokens} tokens at most",
+            "Lower chunking.max_tokens, or set it to 0 for as many as the encoder takes",
+        )
+    budget = config.max_tokens or max_tokens
+    room = budget - tokenizer.special_tokens
+    if room < _MIN_ROOM:
+        raise UsageError(
+            f"chunks of {budget} tokens, of which {tokenizer.special_tokens} are special tokens and prompt",
+            f"At least {_MIN_ROOM} tokens of text",
+            f"Set chunking.max_tokens to {tokenizer.special_tokens + _MIN_ROOM} or more",
+        )
+    if config.overlap_tokens * 2 >= room:
+        raise UsageError(
+            f"chunking.overlap_tokens = {config.overlap_tokens} in chunks of {room} tokens of text",
+            "An overlap of less than half a chunk",
+            f"Set chunking.overlap_tokens to {(room - 1) // 2} or less",
+        )
+    return budget
