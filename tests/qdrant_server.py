@@ -70,7 +70,7 @@ class Fault:
     retry_after: str | None = None
     seconds: float = 0.0
     answer: str = "acknowledged"
-    above_points: int = 0  # only upserts of more points than this
+    above_points: int = -1  # only upserts of more points than this
 
 
 @dataclass
@@ -88,7 +88,7 @@ class Qdrant:
         with self.lock:
             self.calls.append(call if call != "upsert" else f"upsert {points}")
             for fault in self.faults:
-                if fault.times and fault.on in ("", call) and points >= fault.above_points:
+                if fault.times and fault.on in ("", call) and points > fault.above_points:
                     fault.times -= 1
                     return fault
         return None

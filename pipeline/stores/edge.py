@@ -86,10 +86,9 @@ class EdgeStore:
             self._check_new_name(collection_name)
             with _engine(f"create collection {collection_name!r} in {self._folder}"):
                 shard = engine.EdgeShard.create(str(self._folder / collection_name), to.shard_config(config))
-            self._shards[collection_name] = shard
             # Only what the catalogue lists exists: a crash before this line leaves an unused folder.
-            self._catalogue.collections[collection_name] = config
-            self._write_catalogue()
+            self._rewrite(self._catalogue.collections | {collection_name: config}, self._catalogue.aliases)
+            self._shards[collection_name] = shard
         return True
 
     def _check_new_name(self, name: str) -> None:
@@ -115,12 +114,13 @@ class EdgeStore:
 
     def delete_collection(self, collection_name: str) -> bool:
         with self._guard:
-            if self._catalogue.collections.pop(collection_name, None) is None:
+            if collection_name not in self._catalogue.collections:
                 return False
-            self._catalogue.aliases = {
-                alias: name for alias, name in self._catalogue.aliases.items() if name != collection_name
-            }
-            self._write_catalogue()
+            collections, aliases = self._catalogue.collections, self._catalogue.aliases
+            self._rewrite(
+                {name: config for name, config in collections.items() if name != collection_name},
+                {alias: name for alias, name in aliases.items() if name != collection_name},
+            )
             shard = self._shards.pop(collection_name, None)
             if shard is not None:
                 with _engine(f"close {collection_name!r}"):
@@ -130,9 +130,11 @@ class EdgeStore:
 
     def update_collection(self, collection_name: str, metadata: dict[str, Any]) -> bool:
         with self._guard:
-            config = self._catalogue.collections[self._resolve(collection_name)]
-            config.metadata = {**(config.metadata or {}), **deepcopy(metadata)}
-            self._write_catalogue()
+            name = self._resolve(collection_name)
+            config = self._catalogue.collections[name]
+            merged = {**(config.metadata or {}), **deepcopy(metadata)}
+            changed = {name: config.model_copy(update={"metadata": merged})}
+            self._rewrite(self._catalogue.collections | changed, self._catalogue.aliases)
         return True
 
     def get_aliases(self) -> models.CollectionsAliasesResponse:
@@ -147,8 +149,7 @@ class EdgeStore:
             aliases = dict(self._catalogue.aliases)
             for operation in change_aliases_operations:
                 _change_alias(aliases, operation, self._catalogue.collections)
-            self._catalogue.aliases = aliases
-            self._write_catalogue()
+            self._rewrite(self._catalogue.collections, aliases)
         return True
 
     def create_payload_index(
@@ -271,9 +272,12 @@ class EdgeStore:
                     self._shards[name] = engine.EdgeShard.load(str(self._folder / name))
             return name, self._shards[name]
 
-    def _write_catalogue(self) -> None:
+    def _rewrite(self, collections: dict[str, models.CreateCollection], aliases: dict[str, str]) -> None:
+        """Write a new catalogue, and go by it only once it is on disk."""
+        fresh = Catalogue(collections, aliases)
         with _engine(f"write the catalogue of {self._folder}"):
-            self._catalogue.write(self._folder)
+            fresh.write(self._folder)
+        self._catalogue = fresh
 
 
 def _change_alias(

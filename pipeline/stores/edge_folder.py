@@ -24,7 +24,7 @@ CATALOGUE = ".collections.json"
 LOCK = ".lock"
 
 
-@dataclass
+@dataclass(frozen=True)
 class Catalogue:
     """The collections of a folder, their settings and metadata, and the aliases."""
 

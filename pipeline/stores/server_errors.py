@@ -67,14 +67,17 @@ def server_error(error: Exception, doing: str, url: str) -> HeadwaterError:
         case ResourceExhaustedResponse():
             return _overloaded(failed, str(error), float(error.retry_after_s))
         case UnexpectedResponse():
-            return _by_status(failed, error.status_code or 0, _rest_message(error), 0.0)
+            status = error.status_code or 0
+            return _by_status(failed, status, f"{status} {_phrase(status)}", _rest_message(error), 0.0)
         case ResponseHandlingException(source=Exception() as source):
             return server_error(source, doing, url)
         case grpc.RpcError() if callable(getattr(error, "code", None)):
             return _by_status(failed, *_grpc_status(error))
         case httpx.UnsupportedProtocol() | httpx.TooManyRedirects() | httpx.DecodingError():
             return _no_qdrant(failed, error)
-        case httpx.TransportError() | grpc.RpcError() | grpc.FutureTimeoutError() | OSError():
+        case httpx.TransportError() | OSError() | grpc.RpcError():
+            return _unavailable(failed, f"did not answer ({type(error).__name__}: {error})")
+        case grpc.FutureTimeoutError() | grpc.FutureCancelledError():
             return _unavailable(failed, f"did not answer ({type(error).__name__}: {error})")
         case json.JSONDecodeError() | ValidationError() | QdrantException() | ApiException():
             return _no_qdrant(failed, error)
@@ -105,8 +108,8 @@ def whole_seconds(
     return response
 
 
-def _by_status(failed: str, status: int, message: str, pause: float) -> HeadwaterError:
-    told = f"{failed} answered {status} {_phrase(status)}: {message}"
+def _by_status(failed: str, status: int, name: str, message: str, pause: float) -> HeadwaterError:
+    told = f"{failed} answered {name}: {message}"
     lowered = message.lower()
     if status == 507 or any(sign in lowered for sign in _FULL):
         return StoreFull(told, "Free disk space on the server", "Free some space and run again")
@@ -121,7 +124,7 @@ def _by_status(failed: str, status: int, message: str, pause: float) -> Headwate
     if status == 429:
         return _overloaded(failed, message, pause)
     if status == 408 or (status >= 500 and status != 501):
-        return _unavailable(failed, f"answered {status} {_phrase(status)}: {message}")
+        return _unavailable(failed, f"answered {name}: {message}")
     if 300 <= status < 400:
         return StoreError(told, "The address of the server itself", "Check --store")
     return StoreError(told)
@@ -150,14 +153,15 @@ def _no_qdrant(failed: str, error: Exception) -> StoreError:
     )
 
 
-def _grpc_status(error: grpc.RpcError) -> tuple[int, str, float]:
-    """Status, message and pause of a failed call."""
+def _grpc_status(error: grpc.RpcError) -> tuple[int, str, str, float]:
+    """HTTP's status for a failed call, gRPC's name for it, the message and the pause."""
     pause = 0.0
     for key, value in error.trailing_metadata() or ():
         if key == "retry-after":
             pause = retry_after(value)
     message = (error.details() or "")[:MAX_MESSAGE]
-    return _STATUS_OF.get(error.code(), 500), message, pause
+    code = error.code()
+    return _STATUS_OF.get(code, 500), code.name, message, pause
 
 
 def _rest_message(error: UnexpectedResponse) -> str:

@@ -1,8 +1,8 @@
 """The write protocol: a document's head (chunk 0) is written after all of its other chunks.
 
-So a head in the store means that the whole document is there, and a run that died can be run again: the ids
-are deterministic, what was written is written over, and what no version of the document should have is found
-by asking the store, not by remembering.
+So whoever finds a document's new head finds the document as it should be: all chunks written, surplus ones gone.
+A run that died can be run again, over the same source or a later one: ids are deterministic, what was written
+is written over, and what should not be there is found by asking the store, not by remembering.
 """
 
 from __future__ import annotations

@@ -1,0 +1,425 @@
+"""The server store against a server with planted faults: what is retried, what is not, and what is said."""
+
+from __future__ import annotations
+
+import datetime
+import email.utils
+import inspect
+import logging
+import pickle
+import threading
+import time
+import traceback
+import warnings
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import qdrant_client.common.client_exceptions as client_exceptions
+import qdrant_client.http.exceptions as http_exceptions
+from pydantic import SecretStr, ValidationError
+from qdrant_client import models
+from qdrant_server import Server, running
+from test_stores import points
+
+from pipeline.config import StoreConfig
+from pipeline.errors import (
+    HeadwaterError,
+    StoreError,
+    StoreFull,
+    StoreOverloaded,
+    StoreUnauthorized,
+    StoreUnavailable,
+    UsageError,
+)
+from pipeline.stores import Points, open_store
+from pipeline.stores import server as server_module
+from pipeline.stores.server_errors import BatchTooLarge, retry_after, server_error
+
+# True, and out of place here: the server is on loopback.
+pytestmark = pytest.mark.filterwarnings("ignore:Api key is used with an insecure connection")
+KEY = "s3cret-key-nobody-may-see"
+QUICK = server_module._BACKOFF.__class__(multiplier=0.01, max=0.05, jitter=0.01)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("server"), KEY) as started:
+        yield started
+
+
+@pytest.fixture(params=["grpc", "rest"])
+def protocol(request) -> str:
+    return request.param
+
+
+def config(server: Server, protocol: str, **settings) -> StoreConfig:
+    url = server.grpc_url if protocol == "grpc" else server.rest_url
+    settings = {"retries": 3, "timeout_s": 5, "api_key": SecretStr(server.api_key)} | settings
+    return StoreConfig(url=url, prefer_grpc=protocol == "grpc", **settings)
+
+
+@pytest.fixture
+def store(server, protocol, monkeypatch):
+    monkeypatch.setattr(server_module, "_BACKOFF", QUICK)
+    server.plant()
+    opened = open_store(config(server, protocol))
+    opened.delete_collection("c")
+    opened.create_collection("c", models.VectorParams(size=4, distance=models.Distance.DOT))
+    yield opened
+    server.plant()
+    opened.close()
+
+
+def upserts(server: Server) -> list[int]:
+    """The sizes of the upserts since the collection was made."""
+    calls = server.calls()
+    since = len(calls) - calls[::-1].index("create")
+    return [int(call.split()[1]) for call in calls[since:] if call.startswith("upsert")]
+
+
+# --- errors that pass
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "status", "status": 503},
+        {"kind": "status", "status": 500},
+        {"kind": "drop"},
+        {"kind": "answer", "answer": "acknowledged"},
+        {"kind": "answer", "answer": "wait_timeout"},
+    ],
+    ids=lambda fault: f"{fault['kind']}-{fault.get('status', fault.get('answer', ''))}",
+)
+def test_an_upsert_is_tried_again_until_it_is_applied(server, store, fault):
+    server.plant(**fault, on="upsert", times=2)
+    store.upsert("c", points([1, 2, 3]))
+    assert upserts(server) == [3, 3, 3]
+    assert store.count("c").count == 3
+
+
+@pytest.mark.parametrize(
+    "on", ["query", "retrieve", "scroll", "count", "delete", "get", "list_aliases", "index"]
+)
+def test_every_call_is_tried_again(server, store, on):
+    store.upsert("c", points([1]))
+    server.plant("status", status=503, on=on, times=1)
+    calls = {
+        "query": lambda: store.query_batch_points("c", [models.QueryRequest(query=[1.0] * 4, limit=1)]),
+        "retrieve": lambda: store.retrieve("c", points([1]).ids),
+        "scroll": lambda: store.scroll("c"),
+        "count": lambda: store.count("c"),
+        "delete": lambda: store.delete("c", points([1]).ids),
+        "get": lambda: store.get_collection("c"),
+        "list_aliases": store.get_aliases,
+        "index": lambda: store.create_payload_index("c", "k", models.PayloadSchemaType.KEYWORD),
+    }
+    calls[on]()
+    assert server.calls()[-2:] == [on, on]
+
+
+def test_trying_again_has_an_end(server, store):
+    server.plant("status", status=503, on="upsert", times=99)
+    with pytest.raises(StoreUnavailable, match="planted") as failed:
+        store.upsert("c", points([1]))
+    assert upserts(server) == [1] * 4  # once, and three retries
+    assert "upsert 1 points into 'c'" in str(failed.value)
+    server.plant("answer", answer="acknowledged", on="delete", times=99)
+    with pytest.raises(StoreUnavailable, match="acknowledged"):
+        store.delete("c", points([1]).ids)
+
+
+def test_a_server_that_hangs_is_left_after_the_timeout(server, protocol):
+    store = open_store(config(server, protocol, timeout_s=1, retries=0))
+    server.plant("hang", seconds=3, on="count")
+    began = time.monotonic()
+    with pytest.raises(StoreUnavailable):
+        store.count("c")
+    assert time.monotonic() - began < 2.5
+    store.close()
+
+
+@pytest.mark.parametrize("form", ["integer", "decimal", "date"])
+def test_the_pause_a_server_asks_for_is_kept(server, store, form):
+    # A date has whole seconds, so up to one of its three is gone before it is read.
+    date = email.utils.format_datetime(
+        datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=3), usegmt=True
+    )
+    value, least = {"integer": ("1", 1.0), "decimal": ("0.4", 0.4), "date": (date, 1.0)}[form]
+    server.plant("status", status=429, retry_after=value, on="count", times=1)
+    began = time.monotonic()
+    assert store.count("c").count == 0
+    assert least <= time.monotonic() - began < 5
+
+
+def test_retry_after_in_all_its_forms():
+    now = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    assert retry_after("7") == 7
+    assert retry_after("0.5") == 0.5
+    assert retry_after("Thu, 01 Jan 2026 00:00:30 GMT", lambda: now) == 30
+    assert retry_after("Thu, 01 Jan 2026 00:00:00 GMT", lambda: now.replace(year=2027)) == 0
+    for nothing in ("", "soon", "-3", "nan", "inf"):
+        assert retry_after(nothing) == 0
+
+
+def test_a_killed_server_that_comes_back_is_written_to_again(tmp_path, protocol, monkeypatch):
+    monkeypatch.setattr(
+        server_module, "_BACKOFF", server_module.wait_exponential_jitter(multiplier=0.2, max=1)
+    )
+    first = Server(tmp_path)
+    store = open_store(config(first, protocol, retries=20, batch_points=10))
+    store.create_collection("c", models.VectorParams(size=4, distance=models.Distance.DOT))
+    started = threading.Event()
+    second: list[Server] = []
+
+    def cut():
+        started.wait()
+        time.sleep(0.1)
+        first.kill()
+        time.sleep(0.3)
+        second.append(first.again())
+
+    cutting = threading.Thread(target=cut)
+    cutting.start()
+    rows = np.ones((10, 4), np.float32)
+    try:
+        for n in range(60):
+            ids = [f"00000000-0000-0000-0000-{n * 10 + i:012d}" for i in range(10)]
+            store.upsert("c", Points(ids, rows, [{"n": n}] * 10))
+            started.set()
+            time.sleep(0.005)
+        assert store.count("c").count == 600
+    finally:
+        cutting.join()
+        store.close()
+        second[0].stop()
+        first.process.stdout.close()
+
+
+# --- batches that are too large
+
+
+@pytest.mark.parametrize("status", [413, 429])
+def test_a_batch_that_can_never_fit_is_sent_in_halves(server, store, status):
+    message = "decoded message length too large" if status == 413 else "batch exceeds the limit"
+    server.plant("status", status=status, message=message, on="upsert", above_points=3, times=99)
+    store.upsert("c", points(list(range(12))))
+    assert store.count("c").count == 12
+    sizes = upserts(server)
+    assert sizes.count(3) == 4
+    assert sizes[0] == 12
+    if status == 429:
+        assert sizes[:3] == [12, 12, 6]  # a rate limit without a header may also pass
+
+
+def test_one_point_that_is_too_large_is_an_error_at_once(server, store):
+    server.plant("status", status=413, message="payload too large", on="upsert", times=99)
+    with pytest.raises(StoreError, match="too large"):
+        store.upsert("c", points([1, 2]))
+    assert upserts(server) == [2, 1]
+
+
+def test_requests_stay_under_the_limit(server, store, monkeypatch):
+    monkeypatch.setattr(server_module, "MAX_REQUEST_BYTES", 4000)
+    store.upsert("c", points(list(range(16)), payload=lambda n: {"text": "x" * 1000}))
+    assert store.count("c").count == 16
+    assert max(upserts(server)) < 4
+    with pytest.raises(StoreError, match="4000 bytes"):
+        store.upsert("c", points([20], payload=lambda n: {"text": "x" * 5000}))
+    assert store.count("c").count == 16
+
+
+# --- errors that stay
+
+
+@pytest.mark.parametrize(
+    ("fault", "expected"),
+    [
+        ({"status": 400, "message": "bad vector"}, StoreError),
+        ({"status": 401}, StoreUnauthorized),
+        ({"status": 403}, StoreUnauthorized),
+        ({"status": 507, "message": "No space left on device: WAL"}, StoreFull),
+        ({"status": 500, "message": "IO Error: No space left on device (os error 28)"}, StoreFull),
+    ],
+    ids=lambda value: str(value.get("status")) if isinstance(value, dict) else value.__name__,
+)
+def test_what_cannot_pass_is_said_at_once(server, store, fault, expected):
+    server.plant("status", **fault, on="upsert", times=9)
+    with pytest.raises(expected, match=fault.get("message", "planted").split(":")[0]) as failed:
+        store.upsert("c", points([1]))
+    assert type(failed.value) is expected
+    assert upserts(server) == [1]
+
+
+def test_a_wrong_key_is_refused_with_advice_and_never_shown(server, protocol, caplog):
+    caplog.set_level(logging.DEBUG)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        store = open_store(config(server, protocol, api_key=SecretStr("wr0ng-" + KEY)))
+        with pytest.raises(StoreUnauthorized, match="HEADWATER_STORE__API_KEY") as failed:
+            store.get_collections()
+        with pytest.raises(StoreUnauthorized) as nokey:
+            open_store(config(server, protocol, api_key=SecretStr(""))).get_collections()
+    shown = [
+        *(
+            repr(one) + str(one) + "".join(traceback.format_exception(one))
+            for one in (failed.value, nokey.value)
+        ),
+        repr(store) + str(store),
+        repr(config(server, protocol)),
+        repr(pickle.dumps(failed.value)),
+        caplog.text,
+        *(str(one.message) for one in warned),
+    ]
+    assert not any(KEY in text for text in shown)
+    assert not any("version" in str(one.message) for one in warned)
+    store.close()
+
+
+def test_a_key_may_lie_in_a_file(server, protocol, tmp_path):
+    (tmp_path / "key").write_text(KEY + "\n")
+    store = open_store(config(server, protocol, api_key=SecretStr(""), api_key_file=str(tmp_path / "key")))
+    assert store.get_collections().collections is not None
+    store.close()
+    with pytest.raises(UsageError, match=r"store\.api_key_file"):
+        open_store(config(server, protocol, api_key=SecretStr(""), api_key_file=str(tmp_path / "none")))
+
+
+def test_nobody_there_is_said_with_what_to_do(protocol):
+    url = "grpc://127.0.0.1:1" if protocol == "grpc" else "http://127.0.0.1:1"
+    store = open_store(StoreConfig(url=url, prefer_grpc=False, retries=0, timeout_s=2))
+    with pytest.raises(StoreUnavailable) as failed:
+        store.get_collections()
+    assert url in failed.value.got
+    assert failed.value.need == "A running Qdrant at that address"
+    assert "--store" in failed.value.do
+    store.close()
+
+
+def test_something_else_that_answers_is_no_qdrant(server):
+    store = open_store(config(server, "rest"))
+    server.plant("garbage", on="list", times=9)
+    with pytest.raises(StoreError, match="not Qdrant"):
+        store.get_collections()
+    store.close()
+    crossed = open_store(StoreConfig(url=f"grpc://127.0.0.1:{server.rest_port}", retries=0, timeout_s=2))
+    with pytest.raises(HeadwaterError):
+        crossed.get_collections()
+    crossed.close()
+
+
+def test_a_collection_made_by_a_lost_answer_is_taken(store, monkeypatch):
+    store.delete_collection("c")
+    create, attempts = store._client.create_collection, []
+
+    def loses_its_answer(*args, **kwargs):
+        attempts.append(create(*args, **kwargs))
+        raise httpx.ReadTimeout("lost")
+
+    monkeypatch.setattr(store._client, "create_collection", loses_its_answer)
+    assert store.create_collection("c", models.VectorParams(size=4, distance=models.Distance.DOT))
+    assert attempts == [True]
+    assert store.collection_exists("c")
+
+
+# --- the map of foreign errors
+
+
+def exceptions_of(module) -> list[type[Exception]]:
+    return [one for _, one in inspect.getmembers(module, inspect.isclass) if issubclass(one, Exception)]
+
+
+class Rpc(grpc.RpcError):
+    def __init__(self, code):
+        self._code = code
+
+    def code(self):
+        return self._code
+
+    def details(self):
+        return "why"
+
+    def trailing_metadata(self):
+        return ()
+
+
+def instance(kind: type[Exception]) -> Exception:
+    if kind is http_exceptions.UnexpectedResponse:
+        return kind(418, "teapot", b"{}", httpx.Headers())
+    if kind is http_exceptions.ResponseHandlingException:
+        return kind(httpx.ConnectError("refused"))
+    if kind is client_exceptions.ResourceExhaustedResponse:
+        return kind("slow", 3)
+    if issubclass(kind, httpx.HTTPStatusError):
+        return kind("x", request=httpx.Request("GET", "http://x"), response=httpx.Response(500))
+    if issubclass(kind, httpx.StreamError) and kind is not httpx.StreamError:
+        return kind("x") if "message" in inspect.signature(kind).parameters else kind()
+    return kind("x")
+
+
+FOREIGN = [
+    *exceptions_of(http_exceptions),
+    *exceptions_of(client_exceptions),
+    *(one for one in exceptions_of(httpx) if one is not httpx.CookieConflict),
+    grpc.RpcError,
+    grpc.FutureTimeoutError,
+    grpc.FutureCancelledError,
+]
+
+
+@pytest.mark.parametrize("kind", FOREIGN, ids=lambda kind: kind.__name__)
+def test_every_exception_of_the_libraries_has_a_place_of_its_own(kind):
+    ours = server_error(instance(kind), "do it", "http://x")
+    assert isinstance(ours, HeadwaterError)
+    assert "cannot do it" in ours.got
+    # The last resort of the map names the foreign class after a colon; nothing known may end there.
+    assert f": {kind.__name__}: " not in ours.got
+
+
+@pytest.mark.parametrize("code", list(grpc.StatusCode), ids=lambda code: code.name)
+def test_every_status_of_grpc_has_a_place(code):
+    from pipeline.stores.server_errors import _STATUS_OF
+
+    if code is grpc.StatusCode.OK:
+        return
+    assert code in _STATUS_OF
+    ours = server_error(Rpc(code), "do it", "grpc://x")
+    passing = {"CANCELLED", "UNKNOWN", "DEADLINE_EXCEEDED", "ABORTED", "INTERNAL", "UNAVAILABLE", "DATA_LOSS"}
+    assert isinstance(ours, StoreUnavailable) == (code.name in passing)
+    assert isinstance(ours, StoreUnauthorized) == (code.name in {"UNAUTHENTICATED", "PERMISSION_DENIED"})
+    assert isinstance(ours, StoreOverloaded) == (code.name == "RESOURCE_EXHAUSTED")
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (301, StoreError),
+        (400, StoreError),
+        (404, StoreError),
+        (408, StoreUnavailable),
+        (409, StoreError),
+        (413, BatchTooLarge),
+        (422, StoreError),
+        (429, StoreOverloaded),
+        (500, StoreUnavailable),
+        (501, StoreError),
+        (502, StoreUnavailable),
+        (503, StoreUnavailable),
+        (504, StoreUnavailable),
+        (507, StoreFull),
+    ],
+)
+def test_every_status_of_http_has_a_place(status, expected):
+    error = http_exceptions.UnexpectedResponse(status, "", b'{"status": {"error": "why"}}', httpx.Headers())
+    ours = server_error(error, "do it", "http://x")
+    assert type(ours) is expected
+    assert "why" in ours.got
+
+
+def test_an_answer_that_does_not_parse_is_no_qdrant():
+    with pytest.raises(ValidationError) as caught:
+        models.CollectionsResponse.model_validate({})
+    wrapped = http_exceptions.ResponseHandlingException(caught.value)
+    assert "not Qdrant's" in server_error(wrapped, "do it", "http://x").got
