@@ -14,7 +14,9 @@ from pipeline.sources import open_source, read_split
 from pipeline.sources.duplicates import RECORD, key_records, losers
 from pipeline.sources.keys import Keys
 
-row = st.tuples(st.sampled_from(["", "a", "b", "1:"]), st.sampled_from(["", "x", "y", "1:x", "xx"]), st.integers(-2, 2))
+row = st.tuples(
+    st.sampled_from(["", "a", "b", "1:"]), st.sampled_from(["", "x", "y", "1:x", "xx"]), st.integers(-2, 2)
+)
 
 
 def naive_losers(rows) -> set[int]:
@@ -64,7 +66,11 @@ def read(source, config):
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
-@given(st.lists(st.tuples(st.sampled_from([None, "", "a", "b", "c"]), st.integers(0, 3)), min_size=1, max_size=40))
+@given(
+    st.lists(
+        st.tuples(st.sampled_from([None, "", "a", "b", "c"]), st.integers(0, 3)), min_size=1, max_size=40
+    )
+)
 def test_across_files_and_row_groups(tmp_path_factory, rows):
     folder = tmp_path_factory.mktemp("source")
     half = len(rows) // 2
@@ -79,14 +85,18 @@ def test_across_files_and_row_groups(tmp_path_factory, rows):
         pq.write_table(table, folder / f"{name}.parquet", row_group_size=3)
     config = SourceConfig(sequence="version")
     documents, rejected = read(open_source(str(folder), config, folder / "_scratch"), config)
-    valid = [(at, ("", document_id, version)) for at, (document_id, version) in enumerate(rows) if document_id]
+    valid = [
+        (at, ("", document_id, version)) for at, (document_id, version) in enumerate(rows) if document_id
+    ]
     lost = {valid[at][0] for at in naive_losers([key for _, key in valid])}
 
     def place(uri: str, row: int) -> int:
         return row if uri.endswith("1.parquet") else half + row
 
     assert {place(r.uri, r.row) for r in rejected if r.reason == "duplicate"} == lost
-    assert {place(r.uri, r.row) for r in rejected if r.reason == "null_id"} == set(range(len(rows))) - {a for a, _ in valid}
+    assert {place(r.uri, r.row) for r in rejected if r.reason == "null_id"} == set(range(len(rows))) - {
+        a for a, _ in valid
+    }
     assert len(documents) + len(rejected) == len(rows)
 
 

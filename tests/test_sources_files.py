@@ -38,7 +38,14 @@ def texts(uri, scratch, config=None) -> list[str]:
 @pytest.fixture
 def tree(tmp_path):
     root = tmp_path / "tree"
-    for name in ("b.parquet", "a.parquet", "deep/c.parquet", "deep/er/d.pq", "_hidden/x.parquet", ".y.parquet"):
+    for name in (
+        "b.parquet",
+        "a.parquet",
+        "deep/c.parquet",
+        "deep/er/d.pq",
+        "_hidden/x.parquet",
+        ".y.parquet",
+    ):
         file = root / name
         file.parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table(file.stem), file)
@@ -79,7 +86,11 @@ def test_relative_paths_and_file_uris_are_the_same_source(tmp_path, monkeypatch)
     monkeypatch.chdir(tmp_path)
     sources = [
         open_source(uri, SourceConfig(), tmp_path / "scratch")
-        for uri in ("a b/ü.parquet", str(tmp_path / "a b" / "ü.parquet"), (tmp_path / "a b" / "ü.parquet").as_uri())
+        for uri in (
+            "a b/ü.parquet",
+            str(tmp_path / "a b" / "ü.parquet"),
+            (tmp_path / "a b" / "ü.parquet").as_uri(),
+        )
     ]
     assert sources[0] == sources[1] == sources[2]
 
@@ -103,13 +114,22 @@ def test_uris_that_cannot_be_used(tmp_path, uri):
 
 
 def test_partitions_become_typed_columns(tmp_path):
-    places = {"year=2023/lang=en": "1", "year=2024/lang=de": "2", "year=__HIVE_DEFAULT_PARTITION__/lang=a%20b": "3"}
+    places = {
+        "year=2023/lang=en": "1",
+        "year=2024/lang=de": "2",
+        "year=__HIVE_DEFAULT_PARTITION__/lang=a%20b": "3",
+    }
     for place, name in places.items():
         (tmp_path / "d" / place).mkdir(parents=True)
         pq.write_table(table(name), tmp_path / "d" / place / "part.parquet")
     for uri in (tmp_path / "d", tmp_path / "d" / "*" / "*" / "*.parquet"):
         source = open_source(str(uri), SourceConfig(), tmp_path / "scratch")
-        rows = [row for s in source.splits for b in read_split(s, SourceConfig()) for row in b.documents.to_pylist()]
+        rows = [
+            row
+            for s in source.splits
+            for b in read_split(s, SourceConfig())
+            for row in b.documents.to_pylist()
+        ]
         assert {row["document_id"]: row["metadata"] for row in rows} == {
             "1": '{"lang":"en","year":2023}',
             "2": '{"lang":"de","year":2024}',
@@ -131,7 +151,9 @@ def test_a_partition_column_can_have_a_role(tmp_path):
         pq.write_table(table("1"), tmp_path / "d" / f"tenant={tenant}" / "part.parquet")
     config = SourceConfig(namespace_column="tenant")
     source = open_source(str(tmp_path / "d"), config, tmp_path / "scratch")
-    rows = [row for split in source.splits for b in read_split(split, config) for row in b.documents.to_pylist()]
+    rows = [
+        row for split in source.splits for b in read_split(split, config) for row in b.documents.to_pylist()
+    ]
     assert [(row["namespace"], row["metadata"]) for row in rows] == [("x", "{}"), ("y", "{}")]
 
 
@@ -161,8 +183,12 @@ def feather_file(data: pa.Table, version: int) -> bytes:
     return out.getvalue()
 
 
-@pytest.mark.parametrize("name", ["docs", "docs.arrow", "docs.arrows", "docs.feather", "docs.ipc", "docs.data"])
-@pytest.mark.parametrize("content", [ipc_file(table("1")), ipc_stream(table("1")), feather_file(table("1"), 2)])
+@pytest.mark.parametrize(
+    "name", ["docs", "docs.arrow", "docs.arrows", "docs.feather", "docs.ipc", "docs.data"]
+)
+@pytest.mark.parametrize(
+    "content", [ipc_file(table("1")), ipc_stream(table("1")), feather_file(table("1"), 2)]
+)
 def test_arrow_is_known_by_its_first_bytes_whatever_its_name(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     assert texts(tmp_path / name, tmp_path / "scratch") == ["1"]
@@ -218,7 +244,9 @@ def test_standard_input_that_is_no_stream(tmp_path, monkeypatch, content):
 def test_other_filesystems_by_fsspec(tmp_path):
     memory = fsspec.filesystem("memory")
     for name in ("lang=en/1.parquet", "lang=de/2.arrow", "a b/3.arrows"):
-        content = {"parquet": parquet, "arrow": ipc_file, "arrows": ipc_stream}[name.split(".")[1]](table(name[-9]))
+        content = {"parquet": parquet, "arrow": ipc_file, "arrows": ipc_stream}[name.split(".")[1]](
+            table(name[-9])
+        )
         memory.pipe(f"/sources/{name}", content)
     try:
         source = open_source("memory://sources", SourceConfig(), tmp_path)

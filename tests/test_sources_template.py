@@ -18,7 +18,9 @@ def render(template: str, **columns: list[str]) -> list[str]:
 
 
 def test_values_are_put_in_place_and_missing_ones_left_out():
-    texts = render("{title}: {price} EUR\n{body}", title=["Lamp", "Lamp", ""], price=["5", "", ""], body=["Red", "", "x"])
+    texts = render(
+        "{title}: {price} EUR\n{body}", title=["Lamp", "Lamp", ""], price=["5", "", ""], body=["Red", "", "x"]
+    )
     assert texts == ["Lamp: 5 EUR\nRed", "Lamp:  EUR", "x"]
 
 
@@ -77,7 +79,8 @@ piece = st.one_of(st.tuples(st.just("text"), literal), st.tuples(st.just("column
 @given(st.lists(piece), st.fixed_dictionaries(dict.fromkeys(["a", "b", "c d"], literal)))
 def test_rendering_follows_the_definition(pieces, row):
     source = "".join(
-        value.replace("{", "{{").replace("}", "}}") if kind == "text" else f"{{{value}}}" for kind, value in pieces
+        value.replace("{", "{{").replace("}", "}}") if kind == "text" else f"{{{value}}}"
+        for kind, value in pieces
     )
     columns = {value for kind, value in pieces if kind == "column"}
     if not columns:

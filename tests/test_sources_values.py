@@ -15,9 +15,11 @@ from hypothesis import strategies as st
 
 from pipeline.sources.values import json_values, no_json, to_json, undecodable
 
+LONG = "long enough not to be inlined"
 UUID = uuid.UUID("6ba7b811-9dad-11d1-80b4-00c04fd430c8")
 BERLIN = datetime(2024, 5, 1, 14, 0, 0, 5000, tzinfo=timezone(timedelta(hours=2)))
 
+# fmt: off
 CASES = [
     (pa.array([1, None, -3], pa.int8()), [1, None, -3]),
     (pa.array([2**64 - 1, None], pa.uint64()), [2**64 - 1, None]),
@@ -28,14 +30,15 @@ CASES = [
     (pa.array([None, None]), [None, None]),
     (pa.array(["ü", None, ""], pa.string()), ["ü", None, ""]),
     (pa.array(["ü", None], pa.large_string()), ["ü", None]),
-    (pa.array(["ü", None, "long enough not to be inlined"], pa.string_view()), ["ü", None, "long enough not to be inlined"]),
+    (pa.array(["ü", None, LONG], pa.string_view()), ["ü", None, LONG]),
     (pa.array(["a", None, "a"]).dictionary_encode(), ["a", None, "a"]),
     (pa.RunEndEncodedArray.from_arrays(pa.array([2, 3], pa.int32()), pa.array(["a", "b"])), ["a", "a", "b"]),
     (pa.array([b"\xff\x00", None]), ["/wA=", None]),
     (pa.array([b"ab", None], pa.binary(2)), ["YWI=", None]),
     (pa.array([b"ab", None], pa.binary_view()), ["YWI=", None]),
     (pa.array([UUID.bytes, None], pa.uuid()), [str(UUID), None]),
-    (pa.array([date(2024, 2, 29), None, date(1, 1, 1), date(9999, 12, 31)]), ["2024-02-29", None, "0001-01-01", "9999-12-31"]),
+    (pa.array([date(2024, 2, 29), None]), ["2024-02-29", None]),
+    (pa.array([date(1, 1, 1), date(9999, 12, 31)]), ["0001-01-01", "9999-12-31"]),
     (pa.array([date(2024, 2, 29)], pa.date64()), ["2024-02-29"]),
     (pa.array([time(1, 2, 3), None, time(1, 2, 3, 45)]), ["01:02:03", None, "01:02:03.000045"]),
     (pa.array([datetime(2024, 1, 1, 12), None], pa.timestamp("s")), ["2024-01-01T12:00:00Z", None]),  # noqa: DTZ001
@@ -59,7 +62,8 @@ CASES = [
     (pa.array([{}, {}], pa.struct([])), [{}, {}]),
     (pa.array([[("k", 1), ("n", None)], None, []], pa.map_(pa.string(), pa.int64())), [{"k": 1}, None, {}]),
     (pa.array([[(7, "x")]], pa.map_(pa.int64(), pa.string())), [{"7": "x"}]),
-]  # fmt: skip
+]
+# fmt: on
 
 
 @pytest.mark.parametrize(("array", "expected"), CASES, ids=lambda case: str(getattr(case, "type", "")))
@@ -88,7 +92,10 @@ def test_bad_bytes_in_nested_strings_are_found_by_row():
     assert undecodable(json_values(lists)).tolist() == [False, True, False]
 
 
-rows = st.lists(st.none() | st.fixed_dictionaries({"i": st.none() | st.integers(-9, 9), "t": st.lists(st.text(max_size=3))}))
+rows = st.lists(
+    st.none()
+    | st.fixed_dictionaries({"i": st.none() | st.integers(-9, 9), "t": st.lists(st.text(max_size=3))})
+)
 
 
 @given(st.lists(st.none() | st.lists(st.none() | st.integers(-(2**63), 2**63 - 1))), st.integers(0, 3))

@@ -97,7 +97,10 @@ def _taken(name: str, file: File, wanted: str) -> bool:
     suffix = Path(name).suffix.lower()
     if wanted != "auto" or suffix in KNOWN_EXTENSIONS:
         return True
-    return not suffix and sniff(file.uri) is not None
+    try:
+        return not suffix and sniff(file.uri) is not None
+    except SourceError:  # opening it tells the same, and then it is one unreadable file among others
+        return True
 
 
 def _from_glob(place: str) -> list[File]:

@@ -2,7 +2,8 @@
 
 Local files are mapped, not read: a batch costs memory only where it is touched, and what has been passed on
 is given back to the system. Compressed batches are the exception: pyarrow decompresses the wanted columns
-of a whole batch.
+of a whole batch. As with every mapping, a file that somebody shortens while it is read ends the process;
+replace files by renaming.
 """
 
 from __future__ import annotations
@@ -58,11 +59,12 @@ def _only(schema: pa.Schema, columns: Sequence[str]) -> pa.ipc.IpcReadOptions:
 
 @dataclass(frozen=True)
 class ArrowFile:
-    """An open Arrow IPC file."""
+    """An open Arrow IPC file. `in_place` is True where its batches can be used as they lie in memory."""
 
     place: str
     source: _Bytes
     schema: pa.Schema
+    in_place: bool
 
     @classmethod
     def open(cls, place: str) -> ArrowFile:
@@ -70,14 +72,22 @@ class ArrowFile:
         with reading(f"Arrow file {shown(place)}"):
             source = _Bytes.open(place)
             with pa.ipc.open_file(source.arrow()) as reader:
-                return cls(place, source, reader.schema)
+                schema = reader.schema
+                in_place = reader.num_record_batches > 0 and _uncompressed(source, schema)
+            return cls(place, source, schema, in_place)
+
+    def _reader(self, columns: Sequence[str]) -> pa.ipc.RecordBatchFileReader:
+        """Asked for some columns, pyarrow copies a batch's body, so that is for compressed and remote files."""
+        return pa.ipc.open_file(
+            self.source.arrow(), options=None if self.in_place else _only(self.schema, columns)
+        )
 
     def parts(self, column: str) -> list[Part]:
         """Ranges of record batches with at least ten thousand rows each; reads `column` to count."""
         parts: list[Part] = []
         with (
             reading(f"Arrow file {shown(self.place)}"),
-            pa.ipc.open_file(self.source.arrow(), options=_only(self.schema, [column])) as reader,
+            self._reader([column]) as reader,
         ):
             for number in range(reader.num_record_batches):
                 rows = reader.get_batch(number).num_rows
@@ -92,7 +102,7 @@ class ArrowFile:
         """The rows of a part, these columns alone, in pieces of this size."""
         with (
             reading(f"record batches {part.start} to {part.stop - 1} of Arrow file {shown(self.place)}"),
-            pa.ipc.open_file(self.source.arrow(), options=_only(self.schema, columns)) as reader,
+            self._reader(columns) as reader,
         ):
             for number in range(part.start, part.stop):
                 yield from _pieces(reader.get_batch(number), columns, size, self.source)
@@ -132,6 +142,24 @@ class ArrowStream:
 
     def close(self) -> None:
         """Nothing to do: the mapping ends with the last batch that points into it."""
+
+
+def _uncompressed(source: _Bytes, schema: pa.Schema) -> bool:
+    """True if a mapped file's first batch points into the mapping.
+
+    Behind its magic of eight bytes an IPC file is an IPC stream, and a stream is read in place.
+    """
+    if source.mapped is None or not schema.names:
+        return False
+    whole = pa.py_buffer(source.mapped)
+    try:
+        with pa.ipc.open_stream(whole.slice(8), options=_only(schema, schema.names[:1])) as reader:
+            buffers = [
+                buffer for buffer in reader.read_next_batch().column(0).buffers() if buffer is not None
+            ]
+    except (pa.ArrowException, StopIteration):  # damaged, or written in another order: reading will tell
+        return False
+    return all(whole.address <= buffer.address < whole.address + whole.size for buffer in buffers)
 
 
 def _pieces(

@@ -177,17 +177,21 @@ def _survey(opened: Sequence[_Opened], unreadable: list[Unreadable], scratch: Pa
     """
     spool = scratch / "keys"
     counted: list[Split] = []
+    position = 0
     try:
         scratch.mkdir(parents=True, exist_ok=True)
         with spool.open("wb") as out:
             for file in opened:
                 mark = out.tell()
                 try:
-                    counted += _count(file, sum(split.rows or 0 for split in counted), out)
+                    splits = _count(file, position, out)
                 except SourceError as error:
                     unreadable.append(Unreadable(shown(file.file.uri), str(error)))
                     out.seek(mark)
                     out.truncate()
+                    continue
+                counted += splits
+                position += sum(split.rows or 0 for split in splits)
         lost = np.sort(np.concatenate(list(losers(spool))))
     except OSError as error:
         raise SourceError(
@@ -200,10 +204,10 @@ def _survey(opened: Sequence[_Opened], unreadable: list[Unreadable], scratch: Pa
 
 def _count(file: _Opened, position: int, out: BinaryIO) -> list[Split]:
     """Write a file's keys; `position` is the number of its first row in the whole source."""
-    counted = []
-    reader = open_file(file.file.uri, file.splits[0].format) if file.splits else None
-    if reader is None:
-        return []
+    counted: list[Split] = []
+    if not file.splits:
+        return counted
+    reader = open_file(file.file.uri, file.splits[0].format)
     try:
         for split in file.splits:
             rows = 0
