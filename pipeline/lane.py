@@ -141,6 +141,8 @@ class Lane:
                 self._encode(windows, embedded, progress)
             except SourceError as error:
                 broken = str(error)
+            except PipeClosed:
+                pass  # the writing thread failed; its result below raises why
             finally:
                 windows.abandon()
                 embedded.end()

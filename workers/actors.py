@@ -6,6 +6,7 @@ Constructors only assign: a constructor that raises inside an actor would lose t
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import Any
 
 from pipeline.config import StoreConfig
@@ -13,6 +14,14 @@ from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, open_store
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a lane runs: its process, and the GPUs that Ray gave it."""
+
+    pid: int
+    gpus: str
 
 
 class LaneActor:
@@ -23,11 +32,11 @@ class LaneActor:
         self._store = store
         self._lane: Lane | None = None
 
-    def open(self) -> int:
-        """Load the encoder and open the store; returns the process id. Call once, before any split."""
+    def open(self) -> Place:
+        """Load the encoder and open the store; says where that is. Call once, before any split."""
         store = self._store or open_store(self._job.settings.store)
         self._lane = Lane.open(self._job, store)
-        return os.getpid()
+        return Place(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
     def run_split(self, split: Split) -> SplitAck:
         """Run a split; see `Lane.run_split`."""

@@ -21,7 +21,7 @@ from pipeline.errors import HeadwaterError, LaneDied, TransientError
 from pipeline.job import Job
 from pipeline.schemas import Counts, Split, SplitAck
 from pipeline.stores import Store, open_store
-from workers.actors import LaneActor
+from workers.actors import LaneActor, Place
 from workers.cluster import LaneShare, cluster_size, connect, share, with_threads
 from workers.store import open_remote
 
@@ -37,6 +37,7 @@ class Handle:
     actor: ActorHandle[Any]
     opening: Any | None  # the reference of open(), until it returned
     running: dict[Any, tuple[Split, float]] = field(default_factory=dict)  # reference -> (split, since when)
+    place: Place | None = None
     dead: bool = False
 
 
@@ -101,6 +102,10 @@ class RayExecutor:
             pass
         return self._known_progress
 
+    def places(self) -> list[Place]:
+        """Where the lanes run that are ready."""
+        return [lane.place for lane in self._lanes if lane.place is not None]
+
     def close(self) -> None:
         """Kill the lanes, and the Ray that was started for this run."""
         for lane in self._lanes:
@@ -153,7 +158,7 @@ class RayExecutor:
 
     def _opened(self, lane: Handle) -> Iterator[tuple[Split, SplitAck | None, str]]:
         try:
-            ray.get(cast("ray.ObjectRef[int]", lane.opening))
+            lane.place = ray.get(cast("ray.ObjectRef[Place]", lane.opening))
             lane.opening = None
         except RayTaskError as error:
             raise (error.cause if isinstance(error.cause, HeadwaterError) else error) from None

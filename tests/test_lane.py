@@ -1,0 +1,160 @@
+"""The lane's own promises, with an encoder that can be made to misbehave."""
+
+import os
+from dataclasses import dataclass, field
+
+import documents
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import runs
+from models import package_folder
+
+from pipeline.errors import EncoderError
+from pipeline.job import Job
+from pipeline.lane import Lane
+from pipeline.sources import open_source
+from pipeline.stores import collection, open_store
+from pipeline.tokens import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Spec:
+    version: str = "f" * 64
+    source: str = "fake"
+    dims: int = 8
+    max_tokens: int = 64
+
+
+@dataclass
+class FakeEncoder:
+    """Vectors drawn by the first token; `broken` is a token id whose chunks get NaN, `fails` one that raises."""
+
+    broken: int = -1
+    fails: int = -1
+    spec: Spec = field(default_factory=Spec)
+
+    def __post_init__(self):
+        self.tokenizer = load_tokenizer(package_folder() / "tokenizer.json")
+
+    def encode(self, token_ids):
+        vectors = np.ones((len(token_ids), 8), np.float32)
+        for row, ids in enumerate(token_ids):
+            vectors[row] += np.random.default_rng(int(ids[1])).random(8, np.float32)
+            if self.fails in ids:
+                raise EncoderError("the model broke")
+            if self.broken in ids:
+                vectors[row, 0] = np.nan
+        return vectors
+
+    def close(self):
+        pass
+
+
+@pytest.fixture
+def store_and_job(tmp_path):
+    to = runs.settings(
+        "fake", tmp_path, f"edge:{tmp_path}/index", chunking__max_tokens=16, run__window_tokens=32
+    )
+    store = open_store(to.store)
+    physical = collection.create(store, "docs", to.store, 8, {})
+    yield store, Job(to, Spec(), physical, "v")
+    store.close()
+
+
+def token(word):
+    return int(load_tokenizer(package_folder() / "tokenizer.json").tokenize(word).ids[0])
+
+
+def splits(tmp_path, job, rows):
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "docs.parquet")
+    return open_source(str(tmp_path / "docs.parquet"), job.settings.source, tmp_path / "scratch").splits
+
+
+def test_a_document_with_an_unusable_vector_is_rejected_whole_and_the_others_are_indexed(
+    store_and_job, tmp_path
+):
+    store, job = store_and_job
+    rows = documents.rows(20)
+    rows[4]["text"] = "zebra " + rows[4]["text"]  # in its first chunk
+    rows[9]["text"] = " ".join(["river"] * 300) + " zebra " + " ".join(["stone"] * 100)  # many windows later
+    (split,) = splits(tmp_path, job, rows)
+    ack = Lane(job, FakeEncoder(broken=token("zebra")), store).run_split(split)
+    assert ack.complete
+    assert (ack.counts.read, ack.counts.indexed, ack.counts.rejected) == (20, 18, 2)
+    assert {(r.document_id, r.reason) for r in ack.rejected} == {
+        ("doc-4", "unusable_vector"),
+        ("doc-9", "unusable_vector"),
+    }
+    records, _ = store.scroll(job.collection, limit=1000)
+    stored = {record.payload["headwater"]["document_id"] for record in records}
+    assert stored == {row["id"] for row in rows} - {"doc-4", "doc-9"}
+    assert len(records) == ack.counts.points
+
+
+def test_an_encoder_that_fails_ends_the_split_with_its_error(store_and_job, tmp_path):
+    store, job = store_and_job
+    rows = documents.rows(50)
+    rows[30]["text"] = "zebra"
+    (split,) = splits(tmp_path, job, rows)
+    with pytest.raises(EncoderError, match="the model broke"):
+        Lane(job, FakeEncoder(fails=token("zebra")), store).run_split(split)
+
+
+def test_a_store_that_fails_ends_the_split_with_its_error(store_and_job, tmp_path):
+    store, job = store_and_job
+    (split,) = splits(tmp_path, job, documents.rows(50))
+
+    class Failing:
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def upsert(self, *_):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        Lane(job, FakeEncoder(), Failing()).run_split(split)
+
+
+def test_a_stopped_lane_acknowledges_only_what_it_finished(store_and_job, tmp_path):
+    store, job = store_and_job
+    (split,) = splits(tmp_path, job, documents.rows(200))
+    encoder = FakeEncoder()
+    lane = Lane(job, encoder, store)
+    encode, calls = encoder.encode, []
+
+    def stopping(token_ids):
+        calls.append(len(token_ids))
+        if len(calls) == 5:
+            lane.stop()
+        return encode(token_ids)
+
+    encoder.encode = stopping
+    ack = lane.run_split(split)
+    assert not ack.complete
+    assert 0 < ack.counts.read < 200
+    records, _ = store.scroll(job.collection, limit=10_000)
+    heads = [r for r in records if r.payload["headwater"]["chunk_index"] == 0]
+    assert len(heads) == ack.counts.indexed == ack.counts.read
+
+
+def test_a_damaged_page_keeps_what_came_before_and_is_told(store_and_job, tmp_path):
+    store, job = store_and_job
+    file = tmp_path / "docs.parquet"
+    pq.write_table(
+        pa.Table.from_pylist(documents.rows(2000)), file, compression="zstd", use_dictionary=False,
+        data_page_size=4000, write_batch_size=10,
+    )  # fmt: skip
+    text = pq.ParquetFile(file).metadata.row_group(0).column(1)
+    (split,) = open_source(str(file), job.settings.source, tmp_path / "scratch").splits
+    stat = file.stat()
+    damaged = bytearray(file.read_bytes())
+    at = text.data_page_offset + text.total_compressed_size // 2
+    damaged[at : at + 3000] = b"\xff" * 3000
+    file.write_bytes(damaged)
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))  # the damage came unnoticed
+    ack = Lane(job, FakeEncoder(), store).run_split(split)
+    assert not ack.complete
+    assert "docs.parquet" in ack.error
+    assert 0 < ack.counts.indexed == ack.counts.read < 2000
