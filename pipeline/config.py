@@ -84,7 +84,7 @@ class EncoderConfig(Section):
     query_prompt: str | None = None
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0)  # 0: one per core
-    batch_tokens: int = Field(default=16384, ge=1)
+    batch_tokens: int = Field(default=0, ge=0)  # 0: what the provider runs fastest with
     cache: str = ""  # "": $XDG_CACHE_HOME/headwater/encoders
 
 

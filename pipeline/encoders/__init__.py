@@ -1,1 +1,22 @@
-"""encoders"""
+"""Encoders: from a model's files to vectors that do not depend on the batch they were computed in.
+
+locate      where a model's files are: a folder, a hub id, `package:NAME`
+folder      what is in them, read without running anything; what is refused
+spec        EncoderSpec: everything that changes a vector, and its version
+export      transformer → ONNX graph; head: pooling, dense layers and normalisation inside the graph
+precision   the graph in fp16 or int8
+parity      the gate: an exported graph must reproduce the model it was made from
+prepare     the cache of exported graphs, built once, behind the gate
+batching    length-sorted batches under a token budget
+session     Encoder: the graph, run by onnxruntime
+
+torch, transformers and onnx are loaded by an export only; onnxruntime when an encoder is opened.
+"""
+
+from __future__ import annotations
+
+from pipeline.encoders.prepare import prepare
+from pipeline.encoders.session import Encoder, load_encoder
+from pipeline.encoders.spec import EncoderSpec, describe
+
+__all__ = ["Encoder", "EncoderSpec", "describe", "load_encoder", "prepare"]

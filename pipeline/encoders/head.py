@@ -1,0 +1,148 @@
+"""The end of the graph: token states → pooling → dense layers → normalisation → `sentence_embedding`.
+
+Written with onnx.helper and not exported from torch, so that a model with only an ONNX graph gets the same head, so
+that it stays fp32 at any precision, and so that the parity gate compares two independent implementations of pooling.
+Rows are padded on the right. Only operators that mean the same in opsets 11 to 25 are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from pipeline.encoders.folder import Dense, Head
+
+# An output named like a value inside the graph fails to load; no exporter makes this name.
+OUTPUT = "sentence_embedding"
+# Head values and nodes begin with this; conversions to other precisions leave them alone.
+PREFIX = "head."
+# Lengths below these are taken for them, as torch and sentence-transformers do.
+_MIN_COUNT = 1e-9
+_MIN_NORM = 1e-12
+
+
+@dataclass
+class _Writer:
+    """Nodes and constants of the head, as they are added."""
+
+    opset: int
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+
+    def node(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:  # noqa: ANN401 - an operator's own
+        """Add a node and return the name of its output."""
+        name = f"{PREFIX}{len(self.nodes)}.{op}"
+        output = output or name
+        self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
+        return output
+
+    def constant(self, value: NDArray[Any]) -> str:
+        """Add a constant and return its name."""
+        name = f"{PREFIX}constant.{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        return name
+
+    def scalar(self, value: float) -> str:
+        """Add a float32 scalar and return its name."""
+        return self.constant(np.array(value, dtype=np.float32))
+
+    def reshape(self, value: str, *shape: int) -> str:
+        """Reshape; 0 keeps a dimension, -1 takes the rest."""
+        return self.node("Reshape", value, self.constant(np.array(shape, dtype=np.int64)))
+
+    def reduce(self, op: str, value: str, axis: int, keepdims: int) -> str:
+        """Reduce along one axis; ReduceMax and ReduceL2 take it as an input since opset 18."""
+        if self.opset < 18:
+            return self.node(op, value, axes=[axis], keepdims=keepdims)
+        return self.node(op, value, self.constant(np.array([axis], dtype=np.int64)), keepdims=keepdims)
+
+
+def append_head(model: onnx.ModelProto, states: str, head: Head) -> None:
+    """Make `sentence_embedding` float32[n, dims] the graph's only output, computed from the token states.
+
+    `states` float[n, length, hidden] is a value of the graph; `attention_mask` int64[n, length] is an input of it.
+    Changes the model in place.
+    """
+    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    writer = _Writer(opset)
+    states = writer.node("Cast", states, to=TensorProto.FLOAT)
+    mask = writer.node("Cast", "attention_mask", to=TensorProto.FLOAT)
+    pooled = [_pool(writer, mode, states, mask) for mode in head.pooling]
+    value = pooled[0] if len(pooled) == 1 else writer.node("Concat", *pooled, axis=-1)
+    for layer in head.layers:
+        value = _dense(writer, value, layer) if isinstance(layer, Dense) else _normalize(writer, value)
+    writer.node("Identity", value, output=OUTPUT)
+    model.graph.node.extend(writer.nodes)
+    model.graph.initializer.extend(writer.constants)
+    del model.graph.output[:]
+    dims = _dims_of(head)
+    model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dims]))
+
+
+def _dims_of(head: Head) -> int | str:
+    """The length of a vector where the head alone says it, else a name for it."""
+    sizes = [layer.out_features for layer in head.layers if isinstance(layer, Dense)]
+    return sizes[-1] if sizes else "dims"
+
+
+def _pool(writer: _Writer, mode: str, states: str, mask: str) -> str:
+    """One float32[n, hidden] out of states float32[n, length, hidden] and mask float32[n, length].
+
+    All but cls and max are a weighted sum, as a product of weights [n, 1, length] and states: one pass over them.
+    """
+    if mode == "cls":
+        return writer.node("Gather", states, writer.constant(np.array(0, dtype=np.int64)), axis=1)
+    if mode == "max":
+        real = writer.node("Cast", writer.reshape(mask, 0, -1, 1), to=TensorProto.BOOL)
+        masked = writer.node("Where", real, states, writer.scalar(-np.inf))
+        return writer.reduce("ReduceMax", masked, 1, keepdims=0)
+    weights, total = _weights(writer, mode, mask)
+    summed = writer.reshape(writer.node("MatMul", writer.reshape(weights, 0, 1, -1), states), 0, -1)
+    return writer.node("Div", summed, total) if total else summed
+
+
+def _weights(writer: _Writer, mode: str, mask: str) -> tuple[str, str]:
+    """A token's weight, float32[n, length], and what the sum is divided by, float32[n, 1] ("" for nothing).
+
+    Positions count from 1 along the mask; the number of tokens is the mask times itself, as it is 0 or 1.
+    """
+    position = writer.node("CumSum", mask, writer.constant(np.array(1, dtype=np.int64)))
+    if mode == "lasttoken":
+        last = writer.node("Equal", position, _product(writer, mask, mask))
+        return writer.node("Mul", writer.node("Cast", last, to=TensorProto.FLOAT), mask), ""
+    weights = writer.node("Mul", position, mask) if mode == "weightedmean" else mask
+    total = writer.node("Max", _product(writer, weights, mask), writer.scalar(_MIN_COUNT))
+    return weights, writer.node("Sqrt", total) if mode == "mean_sqrt_len_tokens" else total
+
+
+def _product(writer: _Writer, left: str, right: str) -> str:
+    """The scalar product of each row of two float32[n, length]: float32[n, 1]."""
+    return writer.reshape(
+        writer.node("MatMul", writer.reshape(left, 0, 1, -1), writer.reshape(right, 0, -1, 1)), 0, 1
+    )
+
+
+def _dense(writer: _Writer, value: str, layer: Dense) -> str:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(layer.file)
+    value = writer.node("MatMul", value, writer.constant(tensors["linear.weight"].astype(np.float32).T))
+    if layer.bias:
+        value = writer.node("Add", value, writer.constant(tensors["linear.bias"].astype(np.float32)))
+    if layer.activation == "Gelu":  # the operator is younger than opset 11: x/2 (1 + erf(x/√2))
+        erf = writer.node("Erf", writer.node("Mul", value, writer.scalar(0.5**0.5)))
+        half = writer.node("Mul", value, writer.scalar(0.5))
+        return writer.node("Mul", half, writer.node("Add", erf, writer.scalar(1.0)))
+    if layer.activation == "Silu":
+        return writer.node("Mul", value, writer.node("Sigmoid", value))
+    return writer.node(layer.activation, value) if layer.activation else value
+
+
+def _normalize(writer: _Writer, value: str) -> str:
+    norm = writer.reduce("ReduceL2", value, 1, keepdims=1)
+    return writer.node("Div", value, writer.node("Max", norm, writer.scalar(_MIN_NORM)))

@@ -1,0 +1,145 @@
+"""Encoder: token ids in, vectors out, by onnxruntime on the provider that was asked for."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import EncoderConfig
+from pipeline.encoders.batching import plan_batches
+from pipeline.encoders.parity import Run, pad
+from pipeline.encoders.prepare import GRAPH, TOKENIZER, as_run, prepare, read_manifest
+from pipeline.encoders.runtime import is_out_of_memory, open_session, provider_of
+from pipeline.encoders.spec import EncoderSpec, describe
+from pipeline.errors import EncoderError
+from pipeline.tokens import Tokenizer, load_tokenizer
+
+# Padded tokens a batch. On a CPU the activations of a batch should stay in the cache: MiniLM runs 15 % faster at
+# 1024 than at 8192. A GPU wants enough rows to fill it.
+BATCH_TOKENS: dict[Literal["cpu", "cuda"], int] = {"cpu": 1024, "cuda": 16384}
+
+log = logging.getLogger(__name__)
+
+
+class Encoder:
+    """An encoder ready to run. Thread-safe: a session may be run from several threads at once.
+
+    spec: what it is; tokenizer, query_tokenizer: texts to inputs, each with its prompt; provider: "cpu" or "cuda".
+    """
+
+    def __init__(
+        self,
+        spec: EncoderSpec,
+        run: Run,
+        tokenizers: tuple[Tokenizer, Tokenizer],
+        pad_id: int,
+        provider: Literal["cpu", "cuda"],
+        batch_tokens: int,
+    ) -> None:
+        self.spec = spec
+        self.provider = provider
+        self.tokenizer, self.query_tokenizer = tokenizers
+        self._run: Run | None = run
+        self._pad_id = pad_id
+        self._batch_tokens = batch_tokens or BATCH_TOKENS[provider]
+
+    @classmethod
+    def open(cls, spec: EncoderSpec, folder: Path, config: EncoderConfig) -> Encoder:
+        """Load the graph of a prepared folder. Raises ProviderError if CUDA was asked for and is not to be had."""
+        try:
+            session = open_session(folder / GRAPH, config.provider, config.threads)
+        except EncoderError:
+            raise
+        except Exception as error:
+            raise EncoderError(
+                f"the graph {folder / GRAPH} cannot be loaded: {error}",
+                "A graph made by this version",
+                f"Delete {folder} and run again",
+            ) from error
+        file = folder / TOKENIZER
+        tokenizers = load_tokenizer(file, spec.document_prompt), load_tokenizer(file, spec.query_prompt)
+        pad_id = int(read_manifest(folder).get("pad_id", 0))
+        return cls(spec, as_run(session), tokenizers, pad_id, provider_of(session), config.batch_tokens)
+
+    def encode(self, token_ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+        """float32[n, dims] for n inputs of int32 token ids as the model takes them; row i belongs to input i.
+
+        A vector depends on its own input alone, and is given as the model computes it: NaN or infinite values
+        come through, and it is the caller who rejects them. Raises EncoderError for an input that is empty or
+        longer than `spec.max_tokens`, and for one that alone does not fit into memory; batches that do not are halved.
+        """
+        lengths = [len(ids) for ids in token_ids]
+        self._check(lengths)
+        vectors = np.empty((len(lengths), self.spec.dims), dtype=np.float32)
+        waiting = plan_batches(lengths, self._batch_tokens)[::-1]
+        while waiting:
+            batch = waiting.pop()
+            result = self._run_batch([token_ids[index] for index in batch])
+            if result is not None:
+                vectors[batch] = result
+            else:
+                middle = len(batch) // 2
+                waiting += [batch[middle:], batch[:middle]]
+        return vectors
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """float32[n, dims] for n queries, each after the query prompt.
+
+        A query longer than the model takes is cut at its end, with a warning: part of a question still finds
+        something, and a search has no dead-letter file.
+        """
+        return self.encode([self._query_input(text) for text in texts])
+
+    def close(self) -> None:
+        """Free the session's memory; the encoder cannot run afterwards."""
+        self._run = None
+
+    def _check(self, lengths: Sequence[int]) -> None:
+        if lengths and min(lengths) == 0:
+            raise EncoderError("an input without a token", "At least one token", "Leave empty texts out")
+        if lengths and max(lengths) > self.spec.max_tokens:
+            raise EncoderError(
+                f"an input of {max(lengths)} tokens",
+                f"At most {self.spec.max_tokens}, special tokens and prompt included",
+                "Cut it into chunks first: nothing is truncated silently",
+            )
+
+    def _run_batch(self, rows: list[NDArray[np.int32]]) -> NDArray[np.floating] | None:
+        """The vectors of one batch, or None if it has to be halved."""
+        if self._run is None:
+            raise EncoderError("a closed encoder", "An open one", "")
+        ids, mask = pad(rows, self._pad_id)
+        try:
+            return self._run(ids, mask)
+        except Exception as error:
+            fits = not is_out_of_memory(error)
+            if fits or len(rows) == 1:
+                raise EncoderError(
+                    f"running {ids.shape[0]} inputs of {ids.shape[1]} tokens failed: {error}",
+                    "A model that runs" if fits else "Memory for a single input",
+                    "" if fits else "Lower encoder.max_tokens, or use a machine with more memory",
+                ) from error
+            self._batch_tokens = max(ids.size // 2, 1)  # later batches need not find out again
+            log.warning("out of memory at %d tokens a batch: going on with %d", ids.size, self._batch_tokens)
+            return None
+
+    def _query_input(self, text: str) -> NDArray[np.int32]:
+        ids = self.query_tokenizer.encode(text)
+        if len(ids) <= self.spec.max_tokens:
+            return ids
+        room = self.spec.max_tokens - self.query_tokenizer.special_tokens
+        log.warning(
+            "a query of %d tokens is cut to the %d that the encoder takes", len(ids), self.spec.max_tokens
+        )
+        return self.query_tokenizer.model_input(self.query_tokenizer.tokenize(text).ids[:room])
+
+
+def load_encoder(config: EncoderConfig) -> Encoder:
+    """Describe, prepare and open: the encoder of these settings, exported now if it never was."""
+    spec = describe(config)
+    return Encoder.open(spec, prepare(spec, config), config)
