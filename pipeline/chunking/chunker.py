@@ -64,7 +64,7 @@ class Chunker:
                 if gathered.is_full():
                     yield gathered.batch()
                     gathered = _Gathered()
-        if gathered.columns["text"] or gathered.rejected:
+        if gathered.chunks or gathered.rejected:
             yield gathered.batch()
 
     def _spans(self, text: str, tokens: Tokens) -> list[Span]:
@@ -88,9 +88,9 @@ class Chunker:
 
 @dataclass
 class _Gathered:
-    """The rows of the next batch, column by column."""
+    """The rows of the next batch."""
 
-    columns: dict[str, list[Any]] = field(default_factory=lambda: {name: [] for name in CHUNKS.names})
+    chunks: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     size: int = 0  # bytes, about
 
@@ -98,26 +98,31 @@ class _Gathered:
         """Add a document's chunk."""
         text = row["text"][span.start : span.end]
         chunk = {
-            **{name: row[name] for name in ("document_id", "namespace", "metadata", "sequence", "row")},
             "point_id": point_id(row["namespace"], row["document_id"], index),
+            "document_id": row["document_id"],
+            "namespace": row["namespace"],
             "chunk_index": index,
             "chunk_count": count,
             "text": text,
             "start": span.start,
             "end": span.end,
             "token_ids": span.token_ids,
+            "metadata": row["metadata"],
+            "sequence": row["sequence"],
+            "row": row["row"],
         }
-        for name, value in chunk.items():
-            self.columns[name].append(value)
+        self.chunks.append(chunk)
         self.size += len(text) + len(row["metadata"]) + span.token_ids.nbytes
 
     def is_full(self) -> bool:
         """True when the batch is as large as it may get."""
-        return len(self.columns["text"]) >= _BATCH_CHUNKS or self.size >= _BATCH_BYTES
+        return len(self.chunks) >= _BATCH_CHUNKS or self.size >= _BATCH_BYTES
 
     def batch(self) -> ChunkBatch:
         """The rows as a ChunkBatch."""
-        arrays = [pa.array(self.columns[column.name], type=column.type) for column in CHUNKS]
+        arrays = [
+            pa.array([chunk[column.name] for chunk in self.chunks], type=column.type) for column in CHUNKS
+        ]
         return ChunkBatch(pa.RecordBatch.from_arrays(arrays, schema=CHUNKS), tuple(self.rejected))
 
 
