@@ -418,6 +418,13 @@ def test_every_status_of_http_has_a_place(status, expected):
     assert "why" in ours.got
 
 
+def test_an_unknown_certificate_is_not_waited_for():
+    error = httpx.ConnectError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed certificate")
+    ours = server_error(http_exceptions.ResponseHandlingException(error), "do it", "https://x")
+    assert type(ours) is StoreError
+    assert "store.ca_file" in ours.do
+
+
 def test_an_answer_that_does_not_parse_is_no_qdrant():
     with pytest.raises(ValidationError) as caught:
         models.CollectionsResponse.model_validate({})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -114,23 +112,49 @@ def test_the_store_is_what_the_last_source_says_whatever_crashed_before(rounds, 
             assert contents(store) == wanted
 
 
-@given(SOURCE, SOURCE, st.integers(1, 12), st.integers(0, 20))
-@settings(max_examples=60, deadline=None)
-def test_a_new_head_stands_only_over_a_whole_document(before, after, size, crash):
-    store = empty_store()
-    run(store, before, 0, 5, 3)
-    with contextlib.suppress(StoreUnavailable):
-        run(Crashing(store, crash), after, 1, size, 2)
-    found = contents(store)
-    for key, count in after.items():
-        head = found.get(point_id(*key, 0))
-        if head and head["version"] == 1:
-            theirs = [
-                one
-                for one in found.values()
-                if (one["headwater"]["namespace"], one["headwater"]["document_id"]) == key
-            ]
-            assert [one["version"] for one in theirs] == [1] * count
+def versions(store, key):
+    """The versions of a document's chunks by their index."""
+    ours = [one for one in contents(store).values() if one["headwater"]["document_id"] == key[1]]
+    ours = [one for one in ours if one["headwater"]["namespace"] == key[0]]
+    return {one["headwater"]["chunk_index"]: one["version"] for one in ours}
+
+
+@pytest.mark.parametrize("size", [1, 4, 30])
+def test_a_new_head_stands_only_over_a_whole_document(size):
+    before = dict.fromkeys(KEYS, 5)
+    after = dict(zip(KEYS, (1, 3, 5, 7, 2), strict=True))
+    crash, crashed = 0, True
+    while crashed:
+        store = empty_store()
+        run(store, before, 0, 25, 25)
+        try:
+            run(Crashing(store, crash), after, 1, size, 3)
+            crashed = False
+        except StoreUnavailable:
+            crash += 1
+        for key, count in after.items():
+            found = versions(store, key)
+            if found.get(0) == 1:
+                assert found == dict.fromkeys(range(count), 1)
+    assert crash > 5
+
+
+def test_a_deleted_documents_head_goes_last():
+    crash, crashed = 0, True
+    while crashed:
+        store = empty_store()
+        run(store, dict.fromkeys(KEYS, 5), 0, 25, 25)
+        try:
+            DocumentWriter(Crashing(store, crash), "c").delete(KEYS[:3])
+            crashed = False
+        except StoreUnavailable:
+            crash += 1
+        for key in KEYS[:3]:
+            found = versions(store, key)
+            assert not found or 0 in found
+        DocumentWriter(store, "c").delete(KEYS[:3])
+        assert len(contents(store)) == 10
+    assert crash == 1
 
 
 def test_it_tells_what_was_acknowledged():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ class ServerStore:
             grpc_port=place.port or config.grpc_port if direct else config.grpc_port,
             prefer_grpc=over_grpc,
             api_key=_api_key(config) or None,
-            timeout=max(1, round(config.timeout_s)),
+            timeout=math.ceil(config.timeout_s),
             grpc_options=_grpc_options(config.ca_file),
             check_compatibility=False,  # asks over REST, in a thread, and warns where only gRPC is open
             **extra,

@@ -139,7 +139,13 @@ def _overloaded(failed: str, message: str, pause: float) -> StoreOverloaded:
     )
 
 
-def _unavailable(failed: str, what: str) -> StoreUnavailable:
+def _unavailable(failed: str, what: str) -> StoreUnavailable | StoreError:
+    if "CERTIFICATE_VERIFY_FAILED" in what:
+        return StoreError(
+            f"{failed} {what}",
+            "A certificate that we trust",
+            "Name the file of its authority in store.ca_file, or check the host in --store",
+        )
     return StoreUnavailable(
         f"{failed} {what}", "A running Qdrant at that address", "Start it, or check --store, and run again"
     )
