@@ -145,8 +145,8 @@ class RunConfig(Section):
 
     executor: Literal["local", "ray"] = "local"
     lanes: int = Field(default=0, ge=0)  # 0: one on a machine without a GPU, else one per GPU
-    window_tokens: int = Field(default=65536, ge=1)
-    queue_bytes: int = Field(default=64 << 20, ge=1 << 16)
+    window_tokens: int = Field(default=0, ge=0)  # 0: sixteen batches
+    queue_bytes: int = Field(default=16 << 20, ge=1 << 16)
     commit_every_s: float = Field(default=2.0, ge=0)
     split_deadline_s: float = Field(default=3600.0, gt=0)
     split_attempts: int = Field(default=3, ge=1)

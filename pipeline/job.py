@@ -39,6 +39,11 @@ def make_chunker(settings: Settings, encoder: Encoder) -> Chunker:
     return Chunker(encoder.tokenizer, settings.chunking, encoder.spec.max_tokens)
 
 
+def window_tokens(settings: Settings, encoder: Encoder) -> int:
+    """How many tokens are gathered before they are sorted into batches."""
+    return settings.run.window_tokens or 16 * encoder.batch_tokens
+
+
 def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -> Contract:
     """What a collection made by this run promises."""
     return Contract(

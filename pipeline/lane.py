@@ -22,10 +22,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline.chunking import Chunker
-from pipeline.config import Settings
+from pipeline.config import SourceConfig
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import BrokenInvariant, CollectionMismatch, SourceError
-from pipeline.job import Job, make_chunker
+from pipeline.job import Job, make_chunker, window_tokens
 from pipeline.pipe import Pipe, PipeClosed
 from pipeline.schemas import Counts, Rejected, Split, SplitAck
 from pipeline.sources import read_split
@@ -51,13 +51,15 @@ class Progress:
 Embedded = tuple[Window, NDArray[np.float32]]
 
 
-def split_windows(split: Split, settings: Settings, chunker: Chunker) -> Iterator[Window]:
+def split_windows(
+    split: Split, source: SourceConfig, chunker: Chunker, window_tokens: int
+) -> Iterator[Window]:
     """Read a split, chunk it, and gather the chunks into windows of about `window_tokens` tokens."""
-    return gather(_pieces(split, settings, chunker), settings.run.window_tokens)
+    return gather(_pieces(split, source, chunker), window_tokens)
 
 
-def _pieces(split: Split, settings: Settings, chunker: Chunker) -> Iterator[Window]:
-    for batch in read_split(split, settings.source):
+def _pieces(split: Split, source: SourceConfig, chunker: Chunker) -> Iterator[Window]:
+    for batch in read_split(split, source):
         documents = batch.documents
         deleting = pc.equal(documents.column("operation"), pa.scalar("delete"))
         gone = documents.filter(deleting).select(["namespace", "document_id"]).to_pylist()
@@ -82,6 +84,7 @@ class Lane:
         self._encoder = encoder
         self._store = store
         self._chunker = make_chunker(job.settings, encoder)
+        self._window_tokens = window_tokens(job.settings, encoder)
         self._stop = threading.Event()
         self._running: dict[str, Progress] = {}
 
@@ -153,9 +156,10 @@ class Lane:
     def _read(self, split: Split, windows: Pipe[Window], progress: Progress) -> None:
         """Fill the first pipe until the split ends, breaks, or nobody reads on."""
         error: BaseException | None = None
+        source = self._job.settings.source
         try:
             since = time.perf_counter()
-            for window in split_windows(split, self._job.settings, self._chunker):
+            for window in split_windows(split, source, self._chunker, self._window_tokens):
                 progress.spend("read", since)
                 windows.put(window, window.nbytes)
                 since = time.perf_counter()

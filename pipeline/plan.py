@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from numpy.typing import NDArray
 from pipeline.chunking import Chunker
 from pipeline.config import Settings
 from pipeline.encoders import Encoder, load_encoder
-from pipeline.job import check_collection, check_target, make_chunker, make_contract
+from pipeline.job import check_collection, check_target, make_chunker, make_contract, window_tokens
 from pipeline.lane import split_windows
 from pipeline.schemas import Observer, Progress
-from pipeline.sources import Source, open_source
+from pipeline.sources import open_source
 from pipeline.stores import open_store, store_exists
 from pipeline.windows import Window, token_arrays
 
@@ -65,9 +64,12 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
             chunker = make_chunker(settings, encoder)
             exists = _collection_exists(settings, encoder, chunker)
             tally = _Tally()
-            for window in _windows(source, settings, chunker):
-                tally.add(window)
-                observe(Progress("counting", tally.seen, source.rows))
+            for split in source.splits:
+                for window in split_windows(
+                    split, settings.source, chunker, window_tokens(settings, encoder)
+                ):
+                    tally.add(window)
+                    observe(Progress("counting", tally.seen, source.rows))
             rate = _tokens_per_second(encoder, tally.sample)
         finally:
             encoder.close()
@@ -109,11 +111,6 @@ class _Tally:
         if len(self.sample) < SAMPLE_CHUNKS:
             step = max(1, len(tokens) // SAMPLE_PER_WINDOW)
             self.sample.extend(array.copy() for array in tokens[::step])
-
-
-def _windows(source: Source, settings: Settings, chunker: Chunker) -> Iterator[Window]:
-    for split in source.splits:
-        yield from split_windows(split, settings, chunker)
 
 
 def _collection_exists(settings: Settings, encoder: Encoder, chunker: Chunker) -> bool:

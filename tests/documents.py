@@ -9,7 +9,36 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-WORDS = ["river", "stone", "water", "bridge", "night", "window", "signal", "process", "memory", "socket", "kernel", "thread", "paper", "garden", "market", "winter", "engine", "forest", "mountain", "letter", "history", "question", "answer", "number", "colour", "music", "island", "harbour"]
+WORDS = [
+    "river",
+    "stone",
+    "water",
+    "bridge",
+    "night",
+    "window",
+    "signal",
+    "process",
+    "memory",
+    "socket",
+    "kernel",
+    "thread",
+    "paper",
+    "garden",
+    "market",
+    "winter",
+    "engine",
+    "forest",
+    "mountain",
+    "letter",
+    "history",
+    "question",
+    "answer",
+    "number",
+    "colour",
+    "music",
+    "island",
+    "harbour",
+]
 
 
 def rows(count: int, seed: int = 0, most_words: int = 150) -> list[dict[str, Any]]:

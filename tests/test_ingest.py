@@ -35,7 +35,9 @@ def test_every_chunk_becomes_a_point_with_a_deterministic_id(to, tmp_path):
     for id, (payload, _) in found.items():
         ours = payload["headwater"]
         key = json.dumps(
-            [ours["namespace"], ours["document_id"], ours["chunk_index"]], ensure_ascii=False, separators=(",", ":")
+            [ours["namespace"], ours["document_id"], ours["chunk_index"]],
+            ensure_ascii=False,
+            separators=(",", ":"),
         )
         assert id == str(uuid.uuid5(uuid.NAMESPACE_URL, key))
         row = texts[ours["document_id"]]

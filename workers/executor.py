@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
@@ -96,10 +97,8 @@ class RayExecutor:
     def progress(self) -> int:
         """Documents done so far in the splits that are running now; the last known number where a lane is busy."""
         asked = [lane.actor.progress.remote() for lane in list(self._lanes) if lane.opening is None]
-        try:
+        with suppress(RayError):
             self._known_progress = sum(ray.get(asked, timeout=1.0))
-        except RayError:
-            pass
         return self._known_progress
 
     def places(self) -> list[Place]:

@@ -29,7 +29,8 @@ log = logging.getLogger(__name__)
 class Encoder:
     """An encoder ready to run. Thread-safe: a session may be run from several threads at once.
 
-    spec: what it is; tokenizer, query_tokenizer: texts to inputs, each with its prompt; provider: "cpu" or "cuda".
+    spec: what it is; tokenizer, query_tokenizer: texts to inputs, each with its prompt; provider: "cpu" or "cuda";
+    batch_tokens: padded tokens a batch.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Encoder:
         self.tokenizer, self.query_tokenizer = tokenizers
         self._run: Run | None = run
         self._pad_id = pad_id
-        self._batch_tokens = batch_tokens or BATCH_TOKENS[provider]
+        self.batch_tokens = batch_tokens or BATCH_TOKENS[provider]
 
     @classmethod
     def open(cls, spec: EncoderSpec, folder: Path, config: EncoderConfig) -> Encoder:
@@ -76,7 +77,7 @@ class Encoder:
         lengths = [len(ids) for ids in token_ids]
         self._check(lengths)
         vectors = np.empty((len(lengths), self.spec.dims), dtype=np.float32)
-        waiting = plan_batches(lengths, self._batch_tokens)[::-1]
+        waiting = plan_batches(lengths, self.batch_tokens)[::-1]
         while waiting:
             batch = waiting.pop()
             result = self._run_batch([token_ids[index] for index in batch])
@@ -124,8 +125,8 @@ class Encoder:
                     "A model that runs" if fits else "Memory for a single input",
                     "" if fits else "Lower encoder.max_tokens, or use a machine with more memory",
                 ) from error
-            self._batch_tokens = max(ids.size // 2, 1)  # later batches need not find out again
-            log.warning("out of memory at %d tokens a batch: going on with %d", ids.size, self._batch_tokens)
+            self.batch_tokens = max(ids.size // 2, 1)  # later batches need not find out again
+            log.warning("out of memory at %d tokens a batch: going on with %d", ids.size, self.batch_tokens)
             return None
 
     def _query_input(self, text: str) -> NDArray[np.int32]:

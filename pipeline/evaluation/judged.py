@@ -11,7 +11,7 @@ from pipeline.config import Settings
 from pipeline.encoders import load_encoder
 from pipeline.errors import UsageError
 from pipeline.evaluation.retrieval import rank, read_qrels, read_queries, retrieval_metrics
-from pipeline.job import make_chunker
+from pipeline.job import make_chunker, window_tokens
 from pipeline.lane import split_windows
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import Source, open_source
@@ -33,13 +33,14 @@ def evaluate_retrieval(
     encoder = load_encoder(settings.encoder)
     try:
         chunker = make_chunker(settings, encoder)
+        size = window_tokens(settings, encoder)
         numbers: dict[str, int] = {}
         owners: list[int] = []
         vectors = [np.empty((0, encoder.spec.dims), np.float32)]
         with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
             settings, source = _open(documents, settings, Path(scratch))
             for split in source.splits:
-                for window in split_windows(split, settings, chunker):
+                for window in split_windows(split, settings.source, chunker, size):
                     for document in map(str, window.chunks.column("document_id").to_pylist()):
                         owners.append(numbers.setdefault(document, len(numbers)))
                     vectors.append(encoder.encode(token_arrays(window.chunks)))
