@@ -3,7 +3,8 @@
 locate      where a model's files are: a folder, a hub id, `package:NAME`
 folder      what is in them, read without running anything; what is refused
 spec        EncoderSpec: everything that changes a vector, and its version
-export      transformer → ONNX graph; head: pooling, dense layers and normalisation inside the graph
+export      transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
+head        pooling, dense layers and normalisation inside the graph
 precision   the graph in fp16 or int8
 parity      the gate: an exported graph must reproduce the model it was made from
 prepare     the cache of exported graphs, built once, behind the gate

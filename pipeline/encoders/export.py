@@ -12,22 +12,29 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 from numpy.typing import NDArray
-from onnx import helper, numpy_helper
 
 from pipeline.encoders.folder import ModelFolder
-from pipeline.encoders.head import append_head
+from pipeline.encoders.head import INPUTS, append_head
+from pipeline.encoders.parity import Inputs
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
     import torch
 
-INPUTS = ("input_ids", "attention_mask")
 # From 23 on there is an Attention operator, and scaled dot-product attention becomes one node of it.
 _OPSET = 23
-_STATES = ("last_hidden_state", "token_embeddings", "hidden_states")
 
 
-def load_reference(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
+def from_torch(folder: ModelFolder, inputs: Inputs) -> tuple[onnx.ModelProto, list[NDArray[np.floating]]]:
+    """The exported graph, and the vectors of these inputs by sentence-transformers itself, its own pooling included."""
+    model = _load(folder)
+    reference = [_run(model, ids, mask) for ids, mask in inputs]
+    graph = _export_body(model[0].auto_model, folder)
+    append_head(graph, "token_embeddings", folder.head)
+    return graph, reference
+
+
+def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
     """The model as sentence-transformers runs it: fp32, on the CPU, in evaluation mode, no code of its own."""
     with quiet():
         import torch
@@ -39,7 +46,7 @@ def load_reference(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTran
                 device="cpu",
                 local_files_only=True,
                 trust_remote_code=False,
-                model_kwargs={"dtype": torch.float32, "use_safetensors": True, "attn_implementation": "sdpa"},
+                model_kwargs={"dtype": torch.float32, "use_safetensors": True},
             ).eval()
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
             raise EncoderError(
@@ -49,7 +56,7 @@ def load_reference(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTran
             ) from error
 
 
-def run_reference(model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:  # noqa: ANN401
+def _run(model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:  # noqa: ANN401
     """float32[n, dims] out of the whole sentence-transformers model, its own pooling included."""
     import torch
 
@@ -59,15 +66,9 @@ def run_reference(model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64]) -
     return vectors
 
 
-def export_torch(folder: ModelFolder, reference: Any) -> onnx.ModelProto:  # noqa: ANN401
-    """Export the transformer of a loaded model with torch's dynamo exporter and write the head behind it."""
-    body = _export_body(reference[0].auto_model, folder)
-    append_head(body, "token_embeddings", folder.head)
-    return body
-
-
 def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # noqa: ANN401
     """token_embeddings float32[n, length, hidden]; both dimensions of the inputs stay free."""
+    import onnxscript.optimizer
     import torch
 
     class States(torch.nn.Module):
@@ -81,7 +82,7 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
             states: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
             return states
 
-    ids = torch.randint(folder.pad_id + 1, folder.pad_id + 100, (3, 11))
+    ids = torch.arange(33).reshape(3, 11)
     mask = torch.ones_like(ids)
     ids[1, 7:], mask[1, 7:] = folder.pad_id, 0
     shape = {0: "batch", 1: "length"}
@@ -96,6 +97,7 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
                 output_names=["token_embeddings"],
                 dynamic_shapes={name: shape for name in INPUTS},
                 verbose=False,
+                optimize=False,  # its fusion of rotary embeddings fails for batches of more than one row
             )
         except Exception as error:
             raise EncoderError(
@@ -104,51 +106,13 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
                 "A model that torch's ONNX exporter understands",
                 "Choose another model, or bring an ONNX graph of it (onnx/model.onnx)",
             ) from error
-    assert program is not None, "torch.onnx.export returns a program unless it is given a file"
+        assert program is not None, "torch.onnx.export returns a program unless it is given a file"
+        onnxscript.optimizer.fold_constants(
+            program.model
+        )  # weights become initializers again, transposed once
+        onnxscript.optimizer.remove_unused_nodes(program.model)
     model: onnx.ModelProto = program.model_proto
     return model
-
-
-def load_graph(folder: ModelFolder) -> tuple[onnx.ModelProto, str]:
-    """The folder's own ONNX graph and the name of its token states float[n, length, hidden].
-
-    Token type ids become zeros inside the graph. Raises EncoderError for a graph with other inputs or outputs.
-    """
-    try:
-        model = onnx.load(str(folder.weights[0]))
-    except Exception as error:  # noqa: BLE001 - protobuf's errors have no common public type
-        raise EncoderError(
-            f"{folder.weights[0]} cannot be read: {error}", "An ONNX graph", "Fetch it again"
-        ) from None
-    inputs = {value.name for value in model.graph.input} - {value.name for value in model.graph.initializer}
-    outputs = {value.name: len(value.type.tensor_type.shape.dim) for value in model.graph.output}
-    states = next((name for name in _STATES if name in outputs), None)
-    if inputs - {*INPUTS, "token_type_ids"} or not inputs >= set(INPUTS) or states is None:
-        raise EncoderError(
-            f"{folder.weights[0]} takes {', '.join(sorted(inputs))} and gives {', '.join(outputs)}",
-            f"Inputs {', '.join(INPUTS)} (token_type_ids may follow), an output named {' or '.join(_STATES[:2])}",
-            "Export it again for the task of feature extraction",
-        )
-    if "token_type_ids" in inputs:
-        _zero_token_types(model)
-    return model, states
-
-
-def _zero_token_types(model: onnx.ModelProto) -> None:
-    """Make token_type_ids a value of the graph, zeros shaped like input_ids, instead of an input."""
-    kept = [value for value in model.graph.input if value.name != "token_type_ids"]
-    del model.graph.input[:]
-    model.graph.input.extend(kept)
-    zero = numpy_helper.from_array(np.zeros(1, dtype=np.int64))
-    nodes = [
-        helper.make_node("Shape", ["input_ids"], ["head.ids_shape"], name="head.ids_shape"),
-        helper.make_node(
-            "ConstantOfShape", ["head.ids_shape"], ["token_type_ids"], name="head.types", value=zero
-        ),
-        *model.graph.node,
-    ]
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def save_graph(model: onnx.ModelProto, file: Path) -> None:

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.encoders.folder import Dense, Head
 
+INPUTS = ("input_ids", "attention_mask")
 # An output named like a value inside the graph fails to load; no exporter makes this name.
 OUTPUT = "sentence_embedding"
 # Head values and nodes begin with this; conversions to other precisions leave them alone.
@@ -44,7 +45,7 @@ class _Writer:
     def constant(self, value: NDArray[Any]) -> str:
         """Add a constant and return its name."""
         name = f"{PREFIX}constant.{len(self.constants)}"
-        self.constants.append(numpy_helper.from_array(np.ascontiguousarray(value), name))
+        self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
     def scalar(self, value: float) -> str:

@@ -13,6 +13,9 @@ from pipeline.errors import ParityError
 Run = Callable[[NDArray[np.int64], NDArray[np.int64]], NDArray[np.floating]]
 """Input ids and attention mask int64[n, length] → vectors float[n, dims]."""
 
+Inputs = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+"""Batches: input ids and attention mask, each int64[n, length], rows padded on the right."""
+
 # Long enough to show what goes wrong with length, short enough for a model of 8192 tokens on a laptop: attention
 # scores of one row at 2048 tokens are 16 MB a head.
 _LONGEST = 2048
@@ -49,7 +52,7 @@ class Figures:
 
 def probes(
     samples: Sequence[NDArray[np.int32]], vocabulary: int, pad_id: int, max_tokens: int, seed: int = 0
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+) -> Inputs:
     """Inputs that find what exports get wrong: one row and three, one token to the longest, even and uneven padding.
 
     `samples` are inputs of ordinary text; the others are random tokens out of the vocabulary.
@@ -58,7 +61,8 @@ def probes(
     longest, long = min(max_tokens, _LONGEST), min(max_tokens, _LONGEST_OF_THREE)
 
     def random(length: int) -> NDArray[np.int32]:
-        return generator.integers(pad_id + 1, vocabulary, size=length, dtype=np.int32)
+        drawn = generator.integers(0, vocabulary - 1, size=min(length, max_tokens), dtype=np.int32)
+        return drawn + (drawn >= pad_id).astype(np.int32)  # any token but the padding
 
     rows = [sample[:max_tokens] for sample in samples]
     groups = [[random(1)], [random(longest)], [random(7)] * 3, [random(long), random(5), random(1)]]
@@ -80,7 +84,7 @@ def check_parity(
     precision: str,
     reference: Sequence[NDArray[np.floating]],
     run: Run,
-    inputs: Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]],
+    inputs: Inputs,
 ) -> Figures:
     """Run the graph on the probes and compare with the reference's vectors; raises ParityError with the figures."""
     pairs = [(expected, run(ids, mask)) for expected, (ids, mask) in zip(reference, inputs, strict=True)]

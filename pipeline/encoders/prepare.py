@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +19,11 @@ from numpy.typing import NDArray
 from pipeline.config import EncoderConfig
 from pipeline.encoders.folder import ModelFolder, read_folder
 from pipeline.encoders.locate import locate
-from pipeline.encoders.parity import Figures, Run, check_parity, probes
+from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.spec import EncoderSpec, cache_folder, describe, tokenizer_definition, write_whole
 from pipeline.errors import EncoderError
 from pipeline.tokens import Tokenizer, load_tokenizer
-
-if TYPE_CHECKING:
-    import onnx
 
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
@@ -150,17 +147,14 @@ def _write_tokenizer(folder: ModelFolder, file: Path) -> None:
 
 def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str, Figures]:
     """Write the graph and hold it to the model before and after onnxruntime's optimisations."""
-    from pipeline.encoders.export import export_torch, load_reference, run_reference, save_graph
+    from pipeline.encoders.export import from_torch, save_graph
+    from pipeline.encoders.graph import from_graph
     from pipeline.encoders.precision import convert
 
     tokenizer = load_tokenizer(building / TOKENIZER)
     inputs = _probes(spec, folder, tokenizer)
-    if folder.format == "onnx":
-        graph, reference = _from_graph(folder, inputs)
-    else:
-        model = load_reference(folder)
-        reference = [run_reference(model, ids, mask) for ids, mask in inputs]
-        graph = export_torch(folder, model)
+    make = from_graph if folder.format == "onnx" else from_torch
+    graph, reference = make(folder, inputs)
     save_graph(convert(graph, spec.precision), building / GRAPH)
     figures = {}
     for name, optimise in (("exported", False), ("optimised", True)):
@@ -169,16 +163,7 @@ def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str,
     return figures
 
 
-def _from_graph(
-    folder: ModelFolder, inputs: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-) -> tuple[onnx.ModelProto, list[NDArray[np.floating]]]:
-    """The folder's own graph with a head, and what numpy makes of the bare graph's token states."""
-    raise NotImplementedError
-
-
-def _probes(
-    spec: EncoderSpec, folder: ModelFolder, tokenizer: Tokenizer
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _probes(spec: EncoderSpec, folder: ModelFolder, tokenizer: Tokenizer) -> Inputs:
     samples = [tokenizer.encode(text) for text in _SAMPLES]
     config = folder.config.get("text_config") or folder.config
     vocabulary = int(config.get("vocab_size", 1 + max(int(sample.max()) for sample in samples)))
