@@ -5,7 +5,7 @@ folder      what is in them, read without running anything; what is refused
 spec        EncoderSpec: everything that changes a vector, and its version
 export      transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
 head        pooling, dense layers and normalisation inside the graph
-precision   the graph in fp16 or int8
+fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
 prepare     the cache of exported graphs, built once, behind the gate
 batching    length-sorted batches under a token budget

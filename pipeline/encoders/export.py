@@ -14,7 +14,7 @@ import onnx
 from numpy.typing import NDArray
 
 from pipeline.encoders.folder import ModelFolder
-from pipeline.encoders.head import INPUTS, append_head
+from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs
 from pipeline.errors import EncoderError
 
@@ -23,15 +23,19 @@ if TYPE_CHECKING:
 
 # From 23 on there is an Attention operator, and scaled dot-product attention becomes one node of it.
 _OPSET = 23
+_STATES = "token_embeddings"
 
 
-def from_torch(folder: ModelFolder, inputs: Inputs) -> tuple[onnx.ModelProto, list[NDArray[np.floating]]]:
-    """The exported graph, and the vectors of these inputs by sentence-transformers itself, its own pooling included."""
+def from_torch(
+    folder: ModelFolder, inputs: Inputs
+) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
+    """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself.
+
+    The vectors come from sentence-transformers, its own pooling included.
+    """
     model = _load(folder)
     reference = [_run(model, ids, mask) for ids, mask in inputs]
-    graph = _export_body(model[0].auto_model, folder)
-    append_head(graph, "token_embeddings", folder.head)
-    return graph, reference
+    return _export_body(model[0].auto_model, folder), _STATES, reference
 
 
 def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
@@ -94,7 +98,7 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
                 dynamo=True,
                 opset_version=_OPSET,
                 input_names=list(INPUTS),
-                output_names=["token_embeddings"],
+                output_names=[_STATES],
                 dynamic_shapes={name: shape for name in INPUTS},
                 verbose=False,
                 optimize=False,  # its fusion of rotary embeddings fails for batches of more than one row

@@ -9,7 +9,7 @@ from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
 from pipeline.encoders.folder import Dense, Head, ModelFolder
-from pipeline.encoders.head import INPUTS, append_head
+from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs
 from pipeline.encoders.runtime import open_session
 from pipeline.errors import EncoderError
@@ -18,8 +18,10 @@ _STATES = ("last_hidden_state", "token_embeddings")
 _TYPES = "token_type_ids"
 
 
-def from_graph(folder: ModelFolder, inputs: Inputs) -> tuple[onnx.ModelProto, list[NDArray[np.floating]]]:
-    """The folder's graph with pooling and normalisation, and the vectors of these inputs by numpy.
+def from_graph(
+    folder: ModelFolder, inputs: Inputs
+) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
+    """The folder's graph, the name of its token states, and the vectors of these inputs by numpy.
 
     Token type ids become zeros inside the graph. Raises EncoderError for a graph with other inputs or outputs.
     """
@@ -40,8 +42,7 @@ def from_graph(folder: ModelFolder, inputs: Inputs) -> tuple[onnx.ModelProto, li
         reference.append(apply_head(folder.head, bare.run([states], taken)[0], mask))
     if any(value.name == _TYPES for value in model.graph.input):
         _zero_token_types(model)
-    append_head(model, states, folder.head)
-    return model, reference
+    return model, states, reference
 
 
 def apply_head(head: Head, states: NDArray[np.floating], mask: NDArray[np.int64]) -> NDArray[np.floating]:

@@ -20,7 +20,7 @@ from pipeline.encoders.folder import Dense, Head
 INPUTS = ("input_ids", "attention_mask")
 # An output named like a value inside the graph fails to load; no exporter makes this name.
 OUTPUT = "sentence_embedding"
-# Head values and nodes begin with this; conversions to other precisions leave them alone.
+# No exporter begins a name with this.
 PREFIX = "head."
 # Lengths below these are taken for them, as torch and sentence-transformers do.
 _MIN_COUNT = 1e-9

@@ -148,14 +148,21 @@ def _write_tokenizer(folder: ModelFolder, file: Path) -> None:
 def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str, Figures]:
     """Write the graph and hold it to the model before and after onnxruntime's optimisations."""
     from pipeline.encoders.export import from_torch, save_graph
+    from pipeline.encoders.fp16 import to_fp16
     from pipeline.encoders.graph import from_graph
-    from pipeline.encoders.precision import convert
+    from pipeline.encoders.head import append_head
+    from pipeline.encoders.int8 import to_int8
 
     tokenizer = load_tokenizer(building / TOKENIZER)
     inputs = _probes(spec, folder, tokenizer)
     make = from_graph if folder.format == "onnx" else from_torch
-    graph, reference = make(folder, inputs)
-    save_graph(convert(graph, spec.precision), building / GRAPH)
+    graph, states, reference = make(folder, inputs)
+    if spec.precision == "fp16":
+        graph = to_fp16(graph)
+    elif spec.precision == "int8":
+        to_int8(graph)
+    append_head(graph, states, folder.head)
+    save_graph(graph, building / GRAPH)
     figures = {}
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
