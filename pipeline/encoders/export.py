@@ -121,7 +121,7 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
 
 def save_graph(model: onnx.ModelProto, file: Path) -> None:
     """Write a graph; weights that do not fit one protobuf file (2 GB) go beside it."""
-    large = model.ByteSize() > 1 << 30
+    large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > 1 << 30
     onnx.save(model, str(file), save_as_external_data=large, location=f"{file.name}.data" if large else None)
 
 

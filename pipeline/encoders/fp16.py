@@ -18,13 +18,12 @@ _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _FLOAT_ONLY = {"Constant", "ConstantOfShape", "CumSum", "EyeLike", "Range"}
 
 
-def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph, computing in fp16; inputs keep their types, outputs may be fp16.
+def to_fp16(model: onnx.ModelProto) -> None:
+    """Make the graph compute in fp16, in place; its inputs keep their types, its outputs may become fp16.
 
     Raises EncoderError for a graph with branches or loops.
     """
-    inferred = onnx.shape_inference.infer_shapes(model)
-    graph = inferred.graph
+    graph = model.graph
     if any(
         a.type in (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
         for n in graph.node
@@ -33,9 +32,7 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
         raise EncoderError(
             "a graph with branches or loops", "A plain graph for fp16", "Set encoder.precision to fp32"
         )
-    typed = [*graph.value_info, *graph.input, *graph.output]
-    floats = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
-    floats |= {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    floats = _float_values(model)
     exact = _exact_nodes(graph)
     halves = {
         output
@@ -46,7 +43,20 @@ def to_fp16(model: onnx.ModelProto) -> onnx.ModelProto:
     }
     _rewrite(graph, floats, halves)
     del graph.value_info[:]  # their types are those of before
-    return inferred
+
+
+def _float_values(model: onnx.ModelProto) -> set[str]:
+    """The names of all fp32 values; inferred without the weights' numbers, as a protobuf ends at 2 GB."""
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    floats = [tensor for tensor in bare.graph.initializer if tensor.data_type == TensorProto.FLOAT]
+    for tensor in floats:
+        tensor.ClearField("raw_data")
+        tensor.ClearField("float_data")
+    graph = onnx.shape_inference.infer_shapes(bare).graph
+    typed = [*graph.value_info, *graph.input, *graph.output]
+    names = {value.name for value in typed if value.type.tensor_type.elem_type == TensorProto.FLOAT}
+    return names | {tensor.name for tensor in floats}
 
 
 def _rewrite(graph: onnx.GraphProto, floats: set[str], halves: set[str]) -> None:

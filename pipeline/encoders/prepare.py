@@ -158,7 +158,7 @@ def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str,
     make = from_graph if folder.format == "onnx" else from_torch
     graph, states, reference = make(folder, inputs)
     if spec.precision == "fp16":
-        graph = to_fp16(graph)
+        to_fp16(graph)
     elif spec.precision == "int8":
         to_int8(graph)
     append_head(graph, states, folder.head)
