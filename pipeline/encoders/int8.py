@@ -12,10 +12,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-# Weights take 7 bits: without VNNI a CPU adds two products of 8 by 8 bits in 16, which would saturate there and
-# only there; 255 * 64 * 2 does not. So the integers, and the vectors, are the same on every CPU.
-_WEIGHT_LEVELS = 63
-_ACTIVATION_LEVELS = 127
+_LEVELS = 127
 _ZERO_POINT = 128
 _CONTRIB = "com.microsoft"
 
@@ -85,7 +82,7 @@ def _integer_product(node: onnx.NodeProto, quantized: str, scale: str) -> list[o
 
 def _quantize_weight(name: str, weight: NDArray[np.float32]) -> list[onnx.TensorProto]:
     """float32[k, n] → int8[k, n] and its scale float32[n], one a column."""
-    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / _WEIGHT_LEVELS
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12) / _LEVELS
     return [
         numpy_helper.from_array(np.rint(weight / scale).astype(np.int8), f"{name}.q8"),
         numpy_helper.from_array(scale.astype(np.float32), f"{name}.scale"),
@@ -96,7 +93,7 @@ def _constants() -> list[onnx.TensorProto]:
     return [
         numpy_helper.from_array(np.array([-1], dtype=np.int64), "int8.axis"),
         numpy_helper.from_array(np.array(1e-12, dtype=np.float32), "int8.tiny"),
-        numpy_helper.from_array(np.array(_ACTIVATION_LEVELS, dtype=np.float32), "int8.levels"),
+        numpy_helper.from_array(np.array(_LEVELS, dtype=np.float32), "int8.levels"),
         numpy_helper.from_array(np.array(1.0, dtype=np.float32), "int8.one"),
         numpy_helper.from_array(np.array(_ZERO_POINT, dtype=np.uint8), "int8.zero"),
     ]
