@@ -52,9 +52,9 @@ def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; 
                 trust_remote_code=False,
                 model_kwargs={"dtype": torch.float32, "use_safetensors": True},
             ).eval()
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        except Exception as error:
             raise EncoderError(
-                f"the model in {folder.root} cannot be loaded: {str(error).strip().splitlines()[0]}",
+                f"the model in {folder.root} cannot be loaded: {_first_line(error)}",
                 "A model that sentence-transformers can load",
                 "Fetch the model again, or choose another",
             ) from error
@@ -106,7 +106,7 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
         except Exception as error:
             raise EncoderError(
                 f"the model in {folder.root} ({folder.config['model_type']}) cannot be exported: "
-                f"{str(error).strip().splitlines()[0]}",
+                f"{_first_line(error)}",
                 "A model that torch's ONNX exporter understands",
                 "Choose another model, or bring an ONNX graph of it (onnx/model.onnx)",
             ) from error
@@ -117,6 +117,11 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
         onnxscript.optimizer.remove_unused_nodes(program.model)
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _first_line(error: Exception) -> str:
+    """What an error says first; the type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def save_graph(model: onnx.ModelProto, file: Path) -> None:
@@ -137,7 +142,7 @@ def convert_tokenizer(folder: ModelFolder, file: Path) -> None:
         except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
             raise EncoderError(
                 f"no tokenizer.json in {folder.transformer}, and it cannot be made from {folder.tokenizer[0].name}: "
-                f"{str(error).strip().splitlines()[0]}",
+                f"{_first_line(error)}",
                 "tokenizer.json, or vocabulary files that transformers can convert",
                 "Save the tokenizer again: AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER)",
             ) from error

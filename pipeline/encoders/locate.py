@@ -34,7 +34,7 @@ def locate(model: str) -> Located:
     if model.startswith("package:"):
         return Located(model, _package_folder(model.removeprefix("package:")))
     path = Path(model).expanduser()
-    if path.is_dir():
+    if model and path.is_dir():
         return Located(str(path.resolve()), path.resolve())
     if not HUB_ID.fullmatch(model) or model.startswith("."):
         raise EncoderError(

@@ -1,0 +1,99 @@
+"""Tiny models of several architectures and folders of settings without weights, for the encoders' tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import models
+
+WIDTH = 32
+
+
+def settings_folder(folder: Path, **changes: Any) -> Path:
+    """A sentence-transformers folder as far as `describe` reads it: settings, a vocabulary, four bytes of weights.
+
+    `changes` replace or add files by their path, `"1_Pooling/config.json"={…}`; None leaves a file out.
+    """
+    files: dict[str, Any] = {
+        "config.json": {
+            "model_type": "bert",
+            "hidden_size": 384,
+            "max_position_embeddings": 512,
+            "vocab_size": 9,
+            "pad_token_id": 0,
+        },
+        "modules.json": modules("", "Transformer", "1_Pooling", "Pooling", "2_Normalize", "Normalize"),
+        "sentence_bert_config.json": {"max_seq_length": 256, "do_lower_case": False},
+        "1_Pooling/config.json": {"word_embedding_dimension": 384, "pooling_mode_mean_tokens": True},
+        "tokenizer.json": {
+            "truncation": {"max_length": 128},
+            "padding": None,
+            "normalizer": None,
+            "model": {},
+        },
+        "model.safetensors": b"data",
+    } | changes
+    for name, content in files.items():
+        file = folder / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            file.write_bytes(content)
+        elif content is not None:
+            file.write_text(json.dumps(content))
+    return folder
+
+
+def modules(*pairs: str) -> list[dict[str, Any]]:
+    """modules.json out of path, kind, path, kind, …"""
+    return [
+        {"idx": n, "name": str(n), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for n, (path, kind) in enumerate(zip(pairs[::2], pairs[1::2], strict=True))
+    ]
+
+
+def tiny(folder: Path, architecture: str, pooling: str) -> Path:
+    """A two-layer model with random weights and MiniLM's vocabulary."""
+    import torch
+    import transformers
+
+    models.tiny_bert(folder, dims=WIDTH)
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{architecture}Config")(**_shape(architecture))
+    kind = "T5EncoderModel" if architecture == "T5" else f"{architecture}Model"
+    getattr(transformers, kind)(config).eval().save_pretrained(folder)
+    (folder / "1_Pooling" / "config.json").write_text(
+        json.dumps({"word_embedding_dimension": WIDTH, "pooling_mode": pooling})
+    )
+    return folder
+
+
+def _shape(architecture: str) -> dict[str, Any]:
+    if architecture == "DistilBert":
+        return {"vocab_size": 30522, "dim": WIDTH, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
+    if architecture == "T5":
+        return {
+            "vocab_size": 30522,
+            "d_model": WIDTH,
+            "d_kv": 16,
+            "d_ff": 64,
+            "num_layers": 2,
+            "num_heads": 2,
+        }
+    shape: dict[str, Any] = {
+        "vocab_size": 30522,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 64,
+        "max_position_embeddings": 130,
+        "initializer_range": 0.3,
+        "pad_token_id": 1 if architecture in ("MPNet", "Roberta", "XLMRoberta") else 0,
+    }
+    specials = {"bos_token_id": 101, "eos_token_id": 102}
+    if architecture == "Qwen3":
+        shape |= {"num_key_value_heads": 1, "head_dim": 16, **specials}
+    if architecture == "ModernBert":
+        shape |= {"local_attention": 8, "cls_token_id": 101, "sep_token_id": 102, **specials}
+    return shape
