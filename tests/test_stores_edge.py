@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import uuid
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,6 +216,30 @@ def test_a_full_disk_has_an_error_of_its_own():
     )
     assert isinstance(full, StoreFull)
     assert not isinstance(edge_error(Exception("Vector dimension error"), "upsert"), StoreFull)
+
+
+def test_a_disk_that_is_nearly_full_is_an_error_before_the_engine_dies_of_it(tmp_path, monkeypatch):
+    def free(mebibytes):
+        left = SimpleNamespace(free=mebibytes << 20)
+        monkeypatch.setattr("pipeline.stores.edge.shutil.disk_usage", lambda _: left)
+
+    def put(number, text):
+        store.upsert("c", Points([ID[number]], np.ones((1, 4), np.float32), [{"text": text}]))
+
+    store = EdgeStore.open(tmp_path)
+    make(store)
+    free(40)
+    put(1, "short")
+    with pytest.raises(StoreFull, match=r"40 MiB left.*Free some space"):
+        put(2, "x" * (4 << 20))
+    free(1)
+    with pytest.raises(StoreFull):
+        put(2, "short")
+    with pytest.raises(StoreFull):
+        store.create_collection("d", models.VectorParams(size=4, distance=models.Distance.DOT))
+    assert store.count("c").count == 1
+    store.delete("c", [ID[1]])  # what makes room is not refused
+    store.close()
 
 
 def test_the_engine_is_asked_nothing_it_does_not_know(tmp_path):

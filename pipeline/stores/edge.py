@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,19 @@ from pipeline.stores.store import VectorsConfig
 
 _FORBIDDEN = set('<>:"/\\|?*\0\x1f')  # what a Qdrant server refuses too
 
+# The engine writes into sparse memory-mapped files: where the disk has no block left for a page, the kernel ends
+# the process with SIGBUS, and no error reaches anybody. So room is looked for before.
+_RESERVE_BYTES = 32 << 20
+_PLENTY_BYTES = 1 << 30
+_BYTES_PER_BYTE = 4  # the log, the payload, its indexes, and room for what an estimate misses
+
 
 class EdgeStore:
     """Collections in a folder, one engine shard each, opened when first used.
 
     What `upsert` and `delete` did survives SIGKILL; after `flush` it survives power loss too. The engine
-    holds the interpreter's lock in every call, so large upserts go in pieces of `batch_points`.
+    holds the interpreter's lock in every call, so large upserts go in pieces of `batch_points`. Nothing is added
+    where less than 32 MiB of the disk would stay free: StoreFull.
     """
 
     def __init__(self, folder: Path, lock: FolderLock, catalogue: Catalogue, batch_points: int) -> None:
@@ -84,6 +92,7 @@ class EdgeStore:
         )
         with self._guard:
             self._check_new_name(collection_name)
+            self._check_room(f"create collection {collection_name!r}")
             with _engine(f"create collection {collection_name!r} in {self._folder}"):
                 shard = engine.EdgeShard.create(str(self._folder / collection_name), to.shard_config(config))
             # Only what the catalogue lists exists: a crash before this line leaves an unused folder.
@@ -160,6 +169,7 @@ class EdgeStore:
 
     def upsert(self, collection_name: str, points: Points) -> None:
         for batch in points.batches(self._batch_points):
+            self._check_room(f"upsert {len(batch)} points into {collection_name!r}", batch)
             with _engine(f"read {len(batch)} points for {collection_name!r}"):
                 operation = engine.UpdateOperation.upsert_points(to.edge_points(batch))
             self._update(collection_name, operation, f"upsert {len(batch)} points")
@@ -250,6 +260,22 @@ class EdgeStore:
         name, shard = self._open(collection_name)
         with _engine(f"{what} in {name!r} of {self._folder}"):
             shard.update(operation)
+
+    def _check_room(self, doing: str, points: Points | None = None) -> None:
+        """Raise StoreFull where the disk might not hold these points."""
+        free = shutil.disk_usage(self._folder).free
+        if free >= _PLENTY_BYTES:
+            return
+        need = _RESERVE_BYTES
+        if points is not None:
+            payloads = sum(len(json.dumps(payload)) for payload in points.payloads)
+            need += _BYTES_PER_BYTE * (payloads + points.vectors.nbytes)
+        if free < need:
+            raise StoreFull(
+                f"cannot {doing}: the disk under {self._folder} has {free >> 20} MiB left",
+                f"At least {-(-need >> 20)} MiB free",
+                "Free some space and run again, or choose another folder",
+            )
 
     def _resolve(self, collection_name: str) -> str:
         name = self._catalogue.resolve(collection_name)
