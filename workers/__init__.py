@@ -3,5 +3,6 @@
 cluster    connect to a Ray, decide how many lanes and what each is given
 actors     what runs in Ray's processes: a lane, and the one holder of an edge store; plain classes
 store      a store on the other side of an actor
-executor   hands splits to lanes, replaces the dead ones, bounds every wait
+pool       the lanes as the driver sees them: started, fed, replaced
+executor   which split runs next, how often it is tried, when a run gives up
 """

@@ -6,6 +6,11 @@ Constructors only assign: a constructor that raises inside an actor would lose t
 from __future__ import annotations
 
 import os
+import pickle
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,29 +23,45 @@ from pipeline.stores import Store, open_store
 
 @dataclass(frozen=True)
 class Place:
-    """Where a lane runs: its process, and the GPUs that Ray gave it."""
+    """Where a lane runs: its process, its machine by Ray's id, and the GPUs that Ray gave it."""
 
     pid: int
+    node: str
     gpus: str
 
 
 class LaneActor:
-    """One lane in a process of its own. Its death loses nothing: the splits it held are run again elsewhere."""
+    """One lane in a process of its own. Its death loses nothing: the splits it held are run again elsewhere.
 
-    def __init__(self, job: Job, store: Store | None) -> None:
+    `folder` is the driver's working folder: paths relative to it mean the same here, where it exists.
+    """
+
+    def __init__(self, job: Job, store: Store | None, folder: str) -> None:
         self._job = job
         self._store = store
+        self._folder = folder
         self._lane: Lane | None = None
 
-    def open(self) -> Place:
-        """Load the encoder and open the store; says where that is. Call once, before any split."""
-        store = self._store or open_store(self._job.settings.store)
-        self._lane = Lane.open(self._job, store)
-        return Place(os.getpid(), os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    def place(self) -> Place:
+        """Where this lane was put; answers as soon as its process has started."""
+        import ray
+
+        node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else ""
+        return Place(os.getpid(), node, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+
+    def open(self) -> None:
+        """Load the encoder and open the store. Call once, before any split."""
+        with _crossing():
+            _enter(self._folder)
+            # Tokenizers would else take every core in each lane.
+            os.environ.setdefault("RAYON_NUM_THREADS", str(self._job.settings.encoder.threads))
+            store = self._store or open_store(self._job.settings.store)
+            self._lane = Lane.open(self._job, store)
 
     def run_split(self, split: Split) -> SplitAck:
         """Run a split; see `Lane.run_split`."""
-        return self._opened().run_split(split)
+        with _crossing():
+            return self._opened().run_split(split)
 
     def progress(self) -> int:
         """Documents done so far in the splits that are running now."""
@@ -48,7 +69,8 @@ class LaneActor:
 
     def stop(self) -> None:
         """End running splits at their next window."""
-        self._opened().stop()
+        if self._lane:
+            self._lane.stop()
 
     def _opened(self) -> Lane:
         if self._lane is None:
@@ -62,16 +84,45 @@ class StoreActor:
     Killed and restarted, it finds every write it had acknowledged: the engine replays its log.
     """
 
-    def __init__(self, config: StoreConfig) -> None:
+    def __init__(self, config: StoreConfig, folder: str) -> None:
         self._config = config
+        self._folder = folder
         self._store: Store | None = None
+        self._opening = threading.Lock()  # lanes call at the same time, and only one may take the folder
 
     def call(self, method: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:  # noqa: ANN401
         """Call one of the store's methods; opens the store at the first call."""
-        if self._store is None:
-            self._store = open_store(self._config)
-        return getattr(self._store, method)(*arguments, **keywords)
+        with _crossing():
+            return getattr(self._opened(), method)(*arguments, **keywords)
 
     def process_id(self) -> int:
         """The process that holds the store."""
         return os.getpid()
+
+    def _opened(self) -> Store:
+        with self._opening:
+            if self._store is None:
+                _enter(self._folder)
+                self._store = open_store(self._config)
+            return self._store
+
+
+def _enter(folder: str) -> None:
+    with suppress(OSError):  # on a machine without it, a relative path will be named as missing
+        os.chdir(folder)
+
+
+@contextmanager
+def _crossing() -> Iterator[None]:
+    """Let errors cross to the driver: one that cannot be unpickled there becomes a RuntimeError with its traceback.
+
+    Ray would report it as an error of its own, as if the process had died.
+    """
+    try:
+        yield
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))
+        except Exception:  # noqa: BLE001 - whatever a foreign class raises
+            raise RuntimeError("".join(traceback.format_exception(error))) from None
+        raise

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -78,7 +79,8 @@ def ingest(
     """Bring a collection in step with a source. Run again after a crash, it ends as if nothing had happened."""
     flags = _flags(id, text, template, encoder, store, collection) | {"run.executor": executor}
     settings = options.settings(config, set, flags)
-    with _draining() as stop, progress() as observe:
+    # Ray prints the deaths of its workers to stdout, which belongs to the JSON.
+    with redirect_stdout(sys.stderr), _draining() as stop, progress() as observe:
         summary = runs.ingest(source, settings, _executor(settings), stop, observe)
     if json_out:
         print_json(summary.as_dict())

@@ -1,0 +1,194 @@
+"""Lanes on a real Ray that die, hang, never start or find no room.
+
+Nothing is forwarded from one lane to another, so a reference that a death poisoned cannot be passed on; a trailer is
+one answer, so a run cannot end early and look complete.
+"""
+
+import logging
+import os
+import re
+import signal
+import threading
+import time
+from pathlib import Path
+
+import documents
+import faulty
+import points
+import pytest
+import ray
+import runs
+
+from pipeline import errors
+from pipeline.ingest import ingest
+from pipeline.stores import open_store
+from workers import pool
+from workers.executor import RayExecutor
+
+pytestmark = pytest.mark.ray
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return documents.write(
+        tmp_path_factory.mktemp("source") / "docs.parquet", documents.rows(60), row_group=5
+    )
+
+
+@pytest.fixture
+def to(tiny_model, encoder_cache, tmp_path):
+    def make(store=f"edge:{tmp_path}/index", **more):
+        return runs.settings(
+            tiny_model, encoder_cache, store, **{"run__lanes": 2, "run__state": str(tmp_path), **more}
+        )
+
+    return make
+
+
+def test_a_split_that_kills_lanes_is_given_up_and_takes_no_other_with_it(
+    local_ray, source, to, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pool, "LaneActor", faulty.DiesOnOneSplit)
+    summary = runs.run(source, to(), RayExecutor(to()))
+    assert summary.exit_code == 1
+    assert summary.counts.read == summary.counts.indexed == 55
+    assert len(summary.failed) == 1
+    assert "given up after 3 attempts" in summary.failed[0].message
+    assert "died unexpectedly" in summary.failed[0].message
+    monkeypatch.undo()
+    again = runs.run(source, to(), RayExecutor(to()))
+    assert again.exit_code == 0
+    assert again.resumed_splits == 11
+    assert again.counts.read == 60
+
+
+def test_an_error_that_passes_is_tried_again(local_ray, source, to, monkeypatch):
+    monkeypatch.setattr(pool, "LaneActor", faulty.StoreAwayOnce)
+    summary = runs.run(source, to(), RayExecutor(to()))
+    assert summary.exit_code == 0
+    assert summary.counts.indexed == 60
+
+
+def test_a_lane_that_finds_no_model_ends_the_run_with_its_own_error(local_ray, source, to, monkeypatch):
+    monkeypatch.setattr(pool, "LaneActor", faulty.FindsNoModel)
+    with pytest.raises(errors.EncoderError) as caught:
+        runs.run(source, to(), RayExecutor(to()))
+    assert type(caught.value) is errors.EncoderError
+    assert caught.value.do == "Install it"
+
+
+def test_lanes_that_all_die_at_start_end_the_run(local_ray, source, to, monkeypatch):
+    monkeypatch.setattr(pool, "LaneActor", faulty.DiesAtStart)
+    settings = to(run__lanes=1, run__split_attempts=1)
+    with pytest.raises(errors.LaneDied, match="4 lanes died one after another"):
+        runs.run(source, settings, RayExecutor(settings))
+
+
+def test_a_lane_that_is_never_ready_is_replaced_after_the_deadline(local_ray, source, to, monkeypatch):
+    monkeypatch.setattr(pool, "LaneActor", faulty.HangsOnceAtStart)
+    settings = to(run__lanes=1, run__split_deadline_s=6)
+    began = time.monotonic()
+    assert runs.run(source, settings, RayExecutor(settings)).counts.indexed == 60
+    assert time.monotonic() - began > 6
+
+
+@pytest.fixture
+def occupied(local_ray):
+    """Other work on the cluster, which leaves one CPU of four."""
+
+    class Other:
+        def here(self):
+            return True
+
+    other = ray.remote(Other).options(num_cpus=3).remote()
+    ray.get(other.here.remote())
+    yield
+    ray.kill(other)
+
+
+def test_fewer_lanes_than_wanted_do_all_of_it_and_say_so(occupied, source, to, monkeypatch, caplog):
+    monkeypatch.setattr(pool, "PLACED_S", 0.5)
+    settings = to(run__lanes=4)
+    with caplog.at_level(logging.WARNING):
+        assert runs.run(source, settings, RayExecutor(settings)).counts.indexed == 60
+    assert re.search("[34] of 4 lanes wait for room", caplog.text)
+    assert caplog.text.count("wait for room") == 1
+
+
+def test_no_room_for_any_lane_is_an_error_after_the_deadline(occupied, source, to, monkeypatch):
+    monkeypatch.setattr(pool, "PLACED_S", 0.1)
+    settings = to(run__lanes=2, run__split_deadline_s=1)  # a lane takes two CPUs
+    with pytest.raises(errors.LaneDied, match="a lane takes 2 CPUs and 0 GPUs of one machine, and 1 CPUs"):
+        runs.run(source, settings, RayExecutor(settings))
+
+
+def test_the_stores_process_killed_loses_no_acknowledged_point(local_ray, source, to):
+    killed = threading.Event()
+
+    def observe(progress):
+        if progress.stage == "indexing" and progress.documents and not killed.is_set():
+            killed.set()
+            os.kill(executor.store_process(), signal.SIGKILL)
+
+    settings = to(run__commit_every_s=0)
+    executor = RayExecutor(settings)
+    summary = ingest(str(source), settings, executor, threading.Event(), observe)
+    assert killed.is_set()
+    assert summary.exit_code == 0
+    assert summary.counts.indexed == 60
+    alone = to("memory:unharmed", store__collection="unharmed", run__state=to().run.state + "/unharmed")
+    runs.run(source, alone)
+    unharmed = points.contents(open_store(alone.store), "unharmed")
+    points.assert_same(unharmed, points.contents_of(settings.store.url, "docs"))
+
+
+def test_lanes_killed_through_ray_are_replaced(local_ray, source, to):
+    killed = []
+
+    def observe(progress):
+        if progress.stage == "indexing" and progress.documents and not killed:
+            killed.extend(executor._pool._lanes)
+            for lane in killed:
+                ray.kill(lane.actor)
+
+    executor = RayExecutor(to())
+    summary = ingest(str(source), to(), executor, threading.Event(), observe)
+    assert len(killed) == 2
+    assert summary.exit_code == 0
+    assert summary.counts.indexed == 60
+
+
+ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+
+
+@pytest.mark.parametrize("kind", ALL, ids=lambda kind: kind.__name__)
+def test_errors_keep_their_type_and_parts_over_ray(local_ray, kind):
+    from workers.store import cause
+
+    @ray.remote(max_retries=0)
+    def fail():
+        raise kind("got", "need", "do", **({"retry_after_s": 3.5} if kind is errors.StoreOverloaded else {}))
+
+    with pytest.raises(ray.exceptions.RayTaskError) as caught:
+        ray.get(fail.remote())
+    error = cause(caught.value)
+    assert type(error) is kind
+    assert (error.got, error.need, error.do) == ("got", "need", "do")
+    assert getattr(error, "retry_after_s", 3.5) == 3.5
+
+
+def test_a_key_is_in_no_log_of_ray(local_ray, source, to, tmp_path):
+    from qdrant_server import running
+
+    key = f"secret-{time.time_ns()}"
+    with running(tmp_path / "qdrant", key) as server:
+        settings = to(server.rest_url, store__api_key=key, store__prefer_grpc=False)
+        assert runs.run(source, settings, RayExecutor(settings)).exit_code == 0
+    logs = Path(ray.nodes()[0]["LogsFolder"]) if "LogsFolder" in ray.nodes()[0] else session_logs()
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert len(files) > 5
+    assert not [file for file in files if key.encode() in file.read_bytes()]
+
+
+def session_logs():
+    return Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
