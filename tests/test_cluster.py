@@ -69,7 +69,12 @@ def test_all_lanes_find_room_at_the_same_time(nodes, lanes, provider):
     assert sum(room) >= parts.lanes
 
 
-def test_an_address_where_nothing_is_is_said_at_once(monkeypatch):
+@pytest.fixture
+def unconnected(monkeypatch):
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # whatever other tests have started
+
+
+def test_an_address_where_nothing_is_is_said_at_once(unconnected, monkeypatch):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{free.getsockname()[1]}")
@@ -77,7 +82,7 @@ def test_an_address_where_nothing_is_is_said_at_once(monkeypatch):
             connect()
 
 
-def test_ray_client_is_refused(monkeypatch):
+def test_ray_client_is_refused(unconnected, monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     with pytest.raises(UsageError, match="ray job submit"):
         connect()

@@ -21,7 +21,6 @@ import runs
 
 from pipeline import errors
 from pipeline.ingest import ingest
-from pipeline.stores import open_store
 from workers import pool
 from workers.executor import RayExecutor
 
@@ -33,6 +32,13 @@ def source(tmp_path_factory):
     return documents.write(
         tmp_path_factory.mktemp("source") / "docs.parquet", documents.rows(60), row_group=5
     )
+
+
+@pytest.fixture(scope="module")
+def unharmed(source, tiny_model, encoder_cache, tmp_path_factory):
+    to = runs.settings(tiny_model, encoder_cache, f"edge:{tmp_path_factory.mktemp('unharmed')}/index")
+    runs.run(source, to)
+    return points.contents_of(to.store.url, "docs")
 
 
 @pytest.fixture
@@ -55,11 +61,6 @@ def test_a_split_that_kills_lanes_is_given_up_and_takes_no_other_with_it(
     assert len(summary.failed) == 1
     assert "given up after 3 attempts" in summary.failed[0].message
     assert "died unexpectedly" in summary.failed[0].message
-    monkeypatch.undo()
-    again = runs.run(source, to(), RayExecutor(to()))
-    assert again.exit_code == 0
-    assert again.resumed_splits == 11
-    assert again.counts.read == 60
 
 
 def test_an_error_that_passes_is_tried_again(local_ray, source, to, monkeypatch):
@@ -84,12 +85,41 @@ def test_lanes_that_all_die_at_start_end_the_run(local_ray, source, to, monkeypa
         runs.run(source, settings, RayExecutor(settings))
 
 
-def test_a_lane_that_is_never_ready_is_replaced_after_the_deadline(local_ray, source, to, monkeypatch):
+def when_indexing(act):
+    """An observer that calls `act` once, when documents are being indexed."""
+    done = threading.Event()
+
+    def observe(progress):
+        if progress.stage == "indexing" and progress.documents and not done.is_set():
+            done.set()
+            act()
+
+    return observe, done
+
+
+def test_lanes_that_hang_are_replaced_after_their_deadline(local_ray, source, to, unharmed, monkeypatch):
     monkeypatch.setattr(pool, "LaneActor", faulty.HangsOnceAtStart)
-    settings = to(run__lanes=1, run__split_deadline_s=6)
+    settings = to(run__split_deadline_s=5, run__split_attempts=5)
+    executor = RayExecutor(settings)
+    observe, hung = when_indexing(lambda: os.kill(executor.places()[0].pid, signal.SIGSTOP))
     began = time.monotonic()
-    assert runs.run(source, settings, RayExecutor(settings)).counts.indexed == 60
-    assert time.monotonic() - began > 6
+    summary = ingest(str(source), settings, executor, threading.Event(), observe)
+    assert hung.is_set()
+    assert time.monotonic() - began > 5
+    assert summary.exit_code == 0
+    points.assert_same(unharmed, points.contents_of(settings.store.url, "docs"))
+
+
+def test_lanes_land_one_per_gpu(local_ray, source, to, unharmed):
+    settings = to(run__lanes=0, encoder__provider="auto")
+    executor = RayExecutor(settings)
+    seen = set()
+    summary = ingest(
+        str(source), settings, executor, threading.Event(), lambda _: seen.update(executor.places())
+    )
+    assert summary.exit_code == 0
+    assert sorted(place.gpus for place in seen) == ["0", "1"]
+    points.assert_same(unharmed, points.contents_of(settings.store.url, "docs"))
 
 
 @pytest.fixture
@@ -122,40 +152,25 @@ def test_no_room_for_any_lane_is_an_error_after_the_deadline(occupied, source, t
         runs.run(source, settings, RayExecutor(settings))
 
 
-def test_the_stores_process_killed_loses_no_acknowledged_point(local_ray, source, to):
-    killed = threading.Event()
-
-    def observe(progress):
-        if progress.stage == "indexing" and progress.documents and not killed.is_set():
-            killed.set()
-            os.kill(executor.store_process(), signal.SIGKILL)
-
+def test_the_stores_process_killed_loses_no_acknowledged_point(local_ray, source, to, unharmed):
     settings = to(run__commit_every_s=0)
     executor = RayExecutor(settings)
+    observe, killed = when_indexing(lambda: os.kill(executor.store_process(), signal.SIGKILL))
     summary = ingest(str(source), settings, executor, threading.Event(), observe)
     assert killed.is_set()
     assert summary.exit_code == 0
     assert summary.counts.indexed == 60
-    alone = to("memory:unharmed", store__collection="unharmed", run__state=to().run.state + "/unharmed")
-    runs.run(source, alone)
-    unharmed = points.contents(open_store(alone.store), "unharmed")
     points.assert_same(unharmed, points.contents_of(settings.store.url, "docs"))
 
 
-def test_lanes_killed_through_ray_are_replaced(local_ray, source, to):
-    killed = []
-
-    def observe(progress):
-        if progress.stage == "indexing" and progress.documents and not killed:
-            killed.extend(executor._pool._lanes)
-            for lane in killed:
-                ray.kill(lane.actor)
-
+def test_lanes_killed_through_ray_are_replaced(local_ray, source, to, unharmed):
     executor = RayExecutor(to())
+    observe, killed = when_indexing(lambda: [ray.kill(lane.actor) for lane in executor._pool._lanes])
     summary = ingest(str(source), to(), executor, threading.Event(), observe)
-    assert len(killed) == 2
+    assert killed.is_set()
     assert summary.exit_code == 0
     assert summary.counts.indexed == 60
+    points.assert_same(unharmed, points.contents_of(to().store.url, "docs"))
 
 
 ALL = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
@@ -184,11 +199,7 @@ def test_a_key_is_in_no_log_of_ray(local_ray, source, to, tmp_path):
     with running(tmp_path / "qdrant", key) as server:
         settings = to(server.rest_url, store__api_key=key, store__prefer_grpc=False)
         assert runs.run(source, settings, RayExecutor(settings)).exit_code == 0
-    logs = Path(ray.nodes()[0]["LogsFolder"]) if "LogsFolder" in ray.nodes()[0] else session_logs()
+    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
     files = [file for file in logs.rglob("*") if file.is_file()]
     assert len(files) > 5
     assert not [file for file in files if key.encode() in file.read_bytes()]
-
-
-def session_logs():
-    return Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
