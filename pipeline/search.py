@@ -9,10 +9,10 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import EncoderConfig, StoreConfig
+from pipeline.config import DEFAULT_ENCODER, EncoderConfig, StoreConfig
 from pipeline.encoders import Encoder, load_encoder
-from pipeline.errors import CollectionMismatch
-from pipeline.stores import Filter, Hit, Store, collection, nearest, open_store, parse_filter
+from pipeline.errors import CollectionMismatch, EncoderError
+from pipeline.stores import Filter, Hit, Store, collection, nearest, open_store, parse_filter, store_exists
 from pipeline.versions import Contract
 
 
@@ -47,21 +47,25 @@ class Reader:
     def open(cls, store_config: StoreConfig, encoder_config: EncoderConfig | None = None) -> Self:
         """Open the store, read the contract behind the alias and load its encoder.
 
-        Only how the encoder is run (provider, threads, cache) is taken from `encoder_config`; what it is comes from
-        the contract. Raises CollectionMismatch where the collection is missing or its encoder has changed.
+        What the encoder is comes from the contract. `encoder_config` says how it is run (provider, threads, cache)
+        and, where it names a model, where that lies now; its version must be the contract's all the same. Raises
+        CollectionMismatch where the collection is missing or the encoder is another one.
         """
+        alias = store_config.collection
+        missing = CollectionMismatch(
+            f"no collection {alias!r} in {store_config.url}",
+            "An ingested collection",
+            "Run headwater ingest first, or check --store and --collection",
+        )
+        if not store_exists(store_config):
+            raise missing
         store = open_store(store_config)
         try:
-            alias = store_config.collection
             physical = collection.resolve(store, alias)
             if physical is None:
-                raise CollectionMismatch(
-                    f"no collection {alias!r} in {store_config.url}",
-                    "An ingested collection",
-                    "Run headwater ingest first, or check --store and --collection",
-                )
+                raise missing
             contract = Contract.read(collection.read_metadata(store, physical), alias)
-            encoder = load_encoder(_encoder_of(contract, encoder_config or EncoderConfig()))
+            encoder = _load(contract, encoder_config or EncoderConfig(), alias)
             contract.check_encoder(encoder.spec.version, encoder.spec.source, alias)
         except BaseException:
             store.close()
@@ -84,6 +88,14 @@ class Reader:
         if not queries:
             return []
         vectors = self._encoder.encode_queries(queries)
+        usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+        if not usable.all():
+            raise EncoderError(
+                f"the encoder gave query {queries[int(np.argmin(usable))][:80]!r} a vector that is zero or holds NaN "
+                "or infinity",
+                "A finite vector with a direction",
+                "Check the model with headwater doctor",
+            )
         condition = parse_filter(list(where))
         if not by_document:
             found = self._nearest(vectors, limit, condition)
@@ -144,11 +156,24 @@ def _result(hit: Hit) -> Result:
     )
 
 
-def _encoder_of(contract: Contract, how: EncoderConfig) -> EncoderConfig:
+def _load(contract: Contract, how: EncoderConfig, alias: str) -> Encoder:
     """The contract's encoder, run as `how` says."""
+    try:
+        return load_encoder(_encoder_of(contract, how))
+    except EncoderError as error:
+        if how.model != DEFAULT_ENCODER:
+            raise
+        raise type(error)(
+            f"the encoder of collection {alias!r} cannot be loaded: {error.got}",
+            error.need,
+            f"{error.do}; if the model has moved, say where it is with --encoder",
+        ) from error
+
+
+def _encoder_of(contract: Contract, how: EncoderConfig) -> EncoderConfig:
     return how.model_copy(
         update={
-            "model": contract.model,
+            "model": contract.model if how.model == DEFAULT_ENCODER else how.model,
             "precision": contract.precision,
             "max_tokens": contract.max_tokens,
             "document_prompt": contract.document_prompt,

@@ -6,20 +6,29 @@ with rejected documents, 130 interrupted.
 
 from __future__ import annotations
 
+import io
 import os
 import sys
+import warnings
 
-from pipeline.cli.app import app
-from pipeline.cli.report import print_error
+from pipeline.cli.report import print_error, print_warning
 from pipeline.errors import HeadwaterError, UsageError
 
-__all__ = ["app", "main"]
+__all__ = ["main"]
 
 
 def main() -> None:
     """Run the command line; a user's mistake gets a message, never a traceback."""
+    warnings.showwarning = lambda message, *_: print_warning(
+        str(message)
+    )  # libraries': without their source line
     try:
+        _use_utf8()
+        from pipeline.cli.app import app  # takes a second, in which Ctrl-C is no traceback either
+
         app()
+    except KeyboardInterrupt:
+        sys.exit(130)
     except HeadwaterError as error:
         print_error(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)
@@ -29,3 +38,14 @@ def main() -> None:
     except OSError as error:
         print_error(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}.")
         sys.exit(1)
+
+
+def _use_utf8() -> None:
+    """Read arguments and write JSON as UTF-8, whatever the locale says."""
+    for number, argument in enumerate(sys.argv):
+        try:
+            sys.argv[number] = os.fsencode(argument).decode("utf-8")
+        except UnicodeDecodeError:
+            raise UsageError(f"argument {argument!a} is not UTF-8", "UTF-8", "Convert or rename it") from None
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")

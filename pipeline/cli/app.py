@@ -97,6 +97,12 @@ def ingest(
 @app.command()
 def search(
     query: Annotated[str | None, typer.Argument(help="What to look for.", show_default=False)] = None,
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder", help="Where the collection's encoder is now, if it has moved.", metavar="FOLDER"
+        ),
+    ] = None,
     store: options.Store = None,
     collection: options.Collection = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Results a query.")] = 10,
@@ -119,7 +125,9 @@ def search(
         raise UsageError(
             "a query and --queries, or neither", "One of the two", 'headwater search "a question" …'
         )
-    settings = options.settings(config, set, {"store.url": store, "store.collection": collection})
+    if query is not None and not query.strip():
+        raise UsageError("an empty query", "Words to look for", 'headwater search "a question" …')
+    settings = options.settings(config, set, _flags(None, None, None, encoder, store, collection))
     check_target(settings)
     with Reader.open(settings.store, settings.encoder) as reader:
         if queries is not None:

@@ -30,6 +30,11 @@ def print_error(message: str) -> None:
     console.print(f"[bold red]error:[/] {escape(message)}")
 
 
+def print_warning(message: str) -> None:
+    """Write a warning for a person on stderr."""
+    console.print(f"[bold yellow]warning:[/] {escape(message)}")
+
+
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
     """Write names and values as a two-column table on stderr."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))

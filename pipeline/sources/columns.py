@@ -83,7 +83,7 @@ def _check(schema: pa.Schema, columns: Columns, where: str) -> None:
             raise UsageError(
                 f"{where} has no column {name!r}",
                 f"Its columns are {', '.join(schema.names) or 'none'}",
-                f"Did you mean {close[0]!r}?" if close else "Name the columns with --id, --text, --metadata",
+                f"Did you mean {close[0]!r}?" if close else "Name the columns with --id and --text",
             )
         if found > 1:
             raise UsageError(
@@ -104,7 +104,7 @@ def _demand(schema: pa.Schema, name: str, role: str, need: str, where: str) -> N
         return
     advice = {
         "text": "Turn it into text with --template",
-        "metadata": "Leave it out by naming the others with --metadata",
+        "metadata": "Leave it out by naming the others: --set source.metadata=NAME,NAME",
     }
     raise UsageError(
         f"column {name!r} of {where} has type {schema.field(name).type}",

@@ -54,6 +54,10 @@ def find(uri: str, wanted: str, scratch: Path) -> list[File]:
     Raises UsageError when nothing is there.
     """
     if uri == "-":
+        if sys.stdin is None:
+            raise UsageError(
+                "standard input is closed", "An Arrow stream", "headwater ingest - < docs.arrows"
+            )
         return [_spool(sys.stdin.buffer, scratch)]
     place = normal(uri)
     with reading(f"source {place}"):
@@ -86,7 +90,7 @@ def _from_path(place: str, wanted: str) -> list[File]:
         raise UsageError(
             f"directory {place} holds no Parquet or Arrow file{others}",
             f"Files named {', '.join(sorted(KNOWN_EXTENSIONS))}",
-            "Check the path; files with other names are read with --format",
+            "Check the path; files with other names are read with --set source.format=FORMAT",
         )
     return _with_partitions(taken)
 

@@ -102,7 +102,7 @@ def reading(what: str) -> Iterator[None]:
     """Turn the errors of reading `what` into SourceError."""
     try:
         yield
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeError) as error:  # UnicodeError: names of files
         reason = " ".join(str(error).split())[:300]
         raise SourceError(
             f"{what} cannot be read: {reason}",

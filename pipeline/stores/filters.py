@@ -23,6 +23,7 @@ _CONDITION = re.compile(
     r"\s*(?P<key>[^<>=!\s][^<>=!]*?)\s*(?P<operator>>=|<=|!=|==|>|<|=)\s*(?P<value>.*?)\s*", re.S
 )
 _EXACT_FLOATS = 2**53
+_MATCHED = range(-(2**63), 2**63)
 _BOUNDS = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
 
 
@@ -78,9 +79,11 @@ def _equals(key: str, text: str) -> models.Condition:
 
 
 def _equal_value(key: str, value: int | float | bool) -> models.Condition:
-    # A match compares integers and bools exactly and floats not at all; a range compares all numbers as
+    # A match compares bools and 64-bit integers exactly, floats not at all; a range compares all numbers as
     # floats.
-    if isinstance(value, bool) or (isinstance(value, int) and abs(value) > _EXACT_FLOATS):
+    if isinstance(value, bool) or (
+        isinstance(value, int) and abs(value) > _EXACT_FLOATS and value in _MATCHED
+    ):
         return models.FieldCondition(key=key, match=models.MatchValue(value=value))
     return models.FieldCondition(key=key, range=models.Range(gte=value, lte=value))
 

@@ -49,7 +49,7 @@ class Ledger:
             raise StoreError(
                 f"the ledger in {folder} cannot be written: {error}",
                 "A folder to remember what is done",
-                "Name one with --state",
+                "Name one with --set run.state=DIR",
             ) from error
 
     @classmethod
