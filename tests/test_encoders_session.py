@@ -10,7 +10,7 @@ import pytest
 from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, describe, load_encoder
 from pipeline.encoders.runtime import cuda_devices, is_out_of_memory
-from pipeline.encoders.session import BATCH_TOKENS
+from pipeline.encoders.session import default_batch_tokens
 from pipeline.errors import EncoderError, ProviderError
 
 RANDOM = np.random.default_rng(0)
@@ -173,11 +173,12 @@ def test_prompts_go_before_documents_and_queries(tiny_model, encoder_cache):
     assert prompted.spec.version != plain.spec.version
 
 
-def test_the_budget_is_the_providers_unless_set(tiny_model, encoder_cache):
-    encoder = load_encoder(EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), provider="cpu"))
+def test_the_budget_follows_the_provider_and_its_threads_unless_set(encoder, tiny_model, encoder_cache):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), provider="cpu", threads=8)
 
-    assert encoder.provider == "cpu"
-    assert encoder.batch_tokens == BATCH_TOKENS["cpu"]
+    assert encoder.batch_tokens == 64
+    assert load_encoder(config).batch_tokens == default_batch_tokens("cpu", 8)
+    assert default_batch_tokens("cpu", 1) < default_batch_tokens("cpu", 8) < default_batch_tokens("cuda", 8)
 
 
 @pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU")
@@ -187,6 +188,13 @@ def test_cuda_that_is_not_there_is_an_error_and_not_the_cpu(tiny_model, encoder_
     with pytest.raises(ProviderError, match=r"provider is cuda.*headwater\[gpu\]"):
         load_encoder(config)
     assert load_encoder(config.model_copy(update={"provider": "auto"})).provider == "cpu"
+
+
+def test_int8_is_for_the_cpu(tiny_model, encoder_cache):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), precision="int8", provider="cuda")
+
+    with pytest.raises(ProviderError, match="fp16 for a GPU"):
+        load_encoder(config)
 
 
 def test_opening_a_prepared_encoder_loads_no_torch(tiny_model, encoder_cache):

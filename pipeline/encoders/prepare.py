@@ -160,7 +160,7 @@ def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str,
     if spec.precision == "fp16":
         to_fp16(graph)
     elif spec.precision == "int8":
-        to_int8(graph)
+        to_int8(graph, inputs)
     append_head(graph, states, folder.head)
     save_graph(graph, building / GRAPH)
     figures = {}
