@@ -13,7 +13,8 @@ HeadwaterError
     │   └── ProviderError     the execution provider asked for is not to be had
     ├── StoreError            the store refused
     │   ├── StoreUnauthorized 401 or 403
-    │   └── StoreFull         no space left
+    │   ├── StoreFull         no space left
+    │   └── PointTooLarge     one point is more than the store takes in a request; carries point_id
     ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
     ├── Interrupted           the run was asked to stop
     └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
@@ -94,6 +95,15 @@ class StoreUnauthorized(StoreError):
 
 class StoreFull(StoreError):
     """The store, or the disk under it, has no space left."""
+
+
+class PointTooLarge(StoreError):
+    """The point `point_id` alone is more than the store takes in a request: its document cannot be stored."""
+
+    def __init__(self, got: str, need: str = "", do: str = "", point_id: str = "") -> None:
+        super().__init__(got, need, do)
+        self.args = (got, need, do, point_id)
+        self.point_id = point_id
 
 
 class CollectionMismatch(TerminalError):

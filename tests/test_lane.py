@@ -11,7 +11,7 @@ import pytest
 import runs
 from models import package_folder
 
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, PointTooLarge
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.sources import open_source
@@ -91,6 +91,38 @@ def test_a_document_with_an_unusable_vector_is_rejected_whole_and_the_others_are
     stored = {record.payload["headwater"]["document_id"] for record in records}
     assert stored == {row["id"] for row in rows} - {"doc-4", "doc-9"}
     assert len(records) == ack.counts.points
+
+
+def test_a_document_with_a_point_too_large_for_the_store_is_rejected_whole(store_and_job, tmp_path):
+    store, job = store_and_job
+    rows = documents.rows(20)
+    rows[4]["text"] = "zebra " + rows[4]["text"]  # in its head, which is written last, windows later
+    rows[4]["text"] += " river" * 200
+    rows[9]["text"] = " ".join(["river"] * 300) + " zebra " + " ".join(["stone"] * 100)
+    rows[14]["text"] = "zebra"
+    (split,) = splits(tmp_path, job, rows)
+
+    class Narrow:
+        def __getattr__(self, name):
+            return getattr(store, name)
+
+        def upsert(self, name, points):
+            for row, payload in enumerate(points.payloads):
+                if "zebra" in payload["text"]:
+                    raise PointTooLarge("a point of 40 MiB", "At most 16", "Cut it", points.ids[row])
+                store.upsert(name, points.slice(row, row + 1))
+
+    ack = Lane(job, FakeEncoder(), Narrow()).run_split(split)
+    assert ack.complete
+    assert (ack.counts.read, ack.counts.indexed, ack.counts.rejected) == (20, 17, 3)
+    lost = {"doc-4", "doc-9", "doc-14"}
+    assert {(r.document_id, r.stage, r.reason) for r in ack.rejected} == {
+        (id, "store", "too_large") for id in lost
+    }
+    assert all("40 MiB" in rejected.message for rejected in ack.rejected)
+    records, _ = store.scroll(job.collection, limit=1000)
+    stored = {record.payload["headwater"]["document_id"] for record in records}
+    assert stored == {row["id"] for row in rows} - lost
 
 
 def test_an_encoder_that_fails_ends_the_split_with_its_error(store_and_job, tmp_path):

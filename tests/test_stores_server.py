@@ -26,6 +26,7 @@ from test_stores import points
 from pipeline.config import StoreConfig
 from pipeline.errors import (
     HeadwaterError,
+    PointTooLarge,
     StoreError,
     StoreFull,
     StoreOverloaded,
@@ -216,9 +217,10 @@ def test_a_batch_that_can_never_fit_is_sent_in_halves(server, store, status):
 
 def test_one_point_that_is_too_large_is_an_error_at_once(server, store):
     server.plant("status", status=413, message="payload too large", on="upsert", times=99)
-    with pytest.raises(StoreError, match="too large"):
+    with pytest.raises(PointTooLarge, match="too large") as failed:
         store.upsert("c", points([1, 2]))
     assert upserts(server) == [2, 1]
+    assert pickle.loads(pickle.dumps(failed.value)).point_id == points([1]).ids[0]
 
 
 def test_requests_stay_under_the_limit(server, store, monkeypatch):
@@ -226,7 +228,7 @@ def test_requests_stay_under_the_limit(server, store, monkeypatch):
     store.upsert("c", points(list(range(16)), payload=lambda n: {"text": "x" * 1000}))
     assert store.count("c").count == 16
     assert max(upserts(server)) < 4
-    with pytest.raises(StoreError, match="4000 bytes"):
+    with pytest.raises(PointTooLarge, match="4000 bytes"):
         store.upsert("c", points([20], payload=lambda n: {"text": "x" * 5000}))
     assert store.count("c").count == 16
 
@@ -295,7 +297,32 @@ def test_nobody_there_is_said_with_what_to_do(protocol):
     assert url in failed.value.got
     assert failed.value.need == "A running Qdrant at that address"
     assert "--store" in failed.value.do
+    assert "store.grpc_port" in failed.value.do
     store.close()
+
+
+def test_the_wrong_protocol_is_said_at_once(server, protocol):
+    rest, over_grpc = (url.partition("//")[2] for url in (server.rest_url, server.grpc_url))
+    wrong = (
+        [f"grpc://{rest}", f"grpcs://{over_grpc}"]
+        if protocol == "grpc"
+        else [f"http://{over_grpc}", f"https://{rest}"]
+    )
+    for url in wrong:
+        store = open_store(StoreConfig(url=url, prefer_grpc=False, retries=9, timeout_s=5))
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="Check --store"):
+            store.get_collections()
+        assert time.monotonic() - began < 3
+        store.close()
+
+
+def test_waiting_for_a_server_is_told(server, store, caplog):
+    server.plant("status", status=503, on="count", times=3)
+    assert store.count("c").count == 0
+    (told,) = caplog.messages
+    assert "trying again" in told
+    assert "planted" in told
 
 
 def test_something_else_that_answers_is_no_qdrant(server):

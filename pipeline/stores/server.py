@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,14 @@ from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 
 from pipeline.config import StoreConfig
-from pipeline.errors import StoreOverloaded, StoreUnavailable, TransientError, UsageError
+from pipeline.errors import (
+    HeadwaterError,
+    PointTooLarge,
+    StoreOverloaded,
+    StoreUnavailable,
+    TransientError,
+    UsageError,
+)
 from pipeline.stores.points import Points
 from pipeline.stores.server_errors import BatchTooLarge, server_error, whole_seconds
 from pipeline.stores.store import VectorsConfig
@@ -31,6 +39,8 @@ _JSON_BYTES_PER_FLOAT = 22
 _BACKOFF = wait_exponential_jitter(multiplier=0.2, max=10.0, jitter=0.5)
 
 Answer = TypeVar("Answer")
+
+log = logging.getLogger(__name__)
 
 
 class ServerStore:
@@ -226,6 +236,9 @@ class ServerStore:
             self._update(doing, lambda: self._send(collection_name, points), splittable=len(points) > 1)
         except (BatchTooLarge, StoreOverloaded) as error:
             named = isinstance(error, StoreOverloaded) and error.retry_after_s > 0
+            if len(points) == 1 and isinstance(error, BatchTooLarge):
+                advice = "Make the document's metadata smaller, or cut words of megabytes in its text"
+                raise PointTooLarge(error.got, error.need, advice, points.ids[0]) from error
             if named or len(points) == 1:
                 raise
             middle = len(points) // 2
@@ -246,7 +259,6 @@ class ServerStore:
             raise BatchTooLarge(
                 f"{len(points)} points of {nbytes} bytes for {self._url}, the first {points.ids[0]}",
                 f"At most {MAX_REQUEST_BYTES} bytes in a request",
-                "Make the metadata or the chunks smaller",
             )
 
     def _update(self, doing: str, send: Callable[[], models.UpdateResult], splittable: bool = False) -> None:
@@ -282,9 +294,20 @@ class ServerStore:
             return state.attempt_number > (1 if hopeless else self._retries)
 
         retrying = Retrying(
-            retry=retry_if_exception_type(TransientError), stop=enough, wait=_pause, reraise=True
+            retry=retry_if_exception_type(TransientError),
+            stop=enough,
+            wait=_pause,
+            before_sleep=_tell,
+            reraise=True,
         )
         return retrying(once)
+
+
+def _tell(state: RetryCallState) -> None:
+    """Say once for each call that we wait; the first attempt again is too soon to bother anybody."""
+    error = state.outcome.exception() if state.outcome else None
+    if state.attempt_number == 2 and isinstance(error, HeadwaterError):
+        log.warning("%s; trying again for a while", error.got)
 
 
 def _pause(state: RetryCallState) -> float:

@@ -30,6 +30,12 @@ MAX_MESSAGE = 500
 
 _FULL = ("no space left", "out of disk", "insufficient storage", "not enough space")
 _TOO_LARGE = ("message length too large", "message larger than max", "payload too large")
+_OTHER_PROTOCOL = (
+    "WRONG_VERSION_NUMBER",
+    "Failed parsing HTTP/2",
+    "illegal request line",
+    "illegal status line",
+)
 _STATUS_OF = {
     grpc.StatusCode.CANCELLED: 503,
     grpc.StatusCode.UNKNOWN: 500,
@@ -146,8 +152,16 @@ def _unavailable(failed: str, what: str) -> StoreUnavailable | StoreError:
             "A certificate that we trust",
             "Name the file of its authority in store.ca_file, or check the host in --store",
         )
+    if any(sign in what for sign in _OTHER_PROTOCOL):
+        return StoreError(
+            f"{failed} {what}",
+            "The port of the protocol that --store names: gRPC and REST have one each, and TLS is for https and grpcs",
+            "Check --store, store.grpc_port and store.prefer_grpc",
+        )
     return StoreUnavailable(
-        f"{failed} {what}", "A running Qdrant at that address", "Start it, or check --store, and run again"
+        f"{failed} {what}",
+        "A running Qdrant at that address",
+        "Start it, or check --store; its gRPC port is store.grpc_port, and store.prefer_grpc = false does without",
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import models
 
-from pipeline.errors import BrokenInvariant
+from pipeline.errors import BrokenInvariant, PointTooLarge
 from pipeline.stores.points import Points
 from pipeline.stores.store import Store
 
@@ -40,9 +40,9 @@ class DocumentWriter:
     """Writes the chunks of documents that arrive in order, a document's over one or several writes.
 
     One writer serves one stream of chunks; after an error throw it away and begin the stream again with a new
-    one. In memory it keeps one held-back head for each document that has begun and not ended: at most one in
-    a split. A crash at any moment, and a new run over the same or a later source, leaves the points of the
-    last run alone.
+    one (PointTooLarge is no such error). In memory it keeps one held-back head for each document that has begun
+    and not ended: at most one in a split. A crash at any moment, and a new run over the same or a later source,
+    leaves the points of the last run alone.
     """
 
     def __init__(self, store: Store, collection_name: str, batch_points: int = 256) -> None:
@@ -63,8 +63,17 @@ class DocumentWriter:
         Returns when the store has applied: all chunks but heads, then the removal of chunks past the new end
         of the documents that are complete with this call, then their heads. Raises BrokenInvariant for chunks
         out of order. The head of a document that goes on in the next call counts as a point of the call that
-        completes it.
+        completes it. PointTooLarge leaves the writer as it was before the call: drop the point's document and
+        write the others again.
         """
+        before = dict(self._heads), dict(self._written)
+        try:
+            return self._write(points)
+        except PointTooLarge:
+            self._heads, self._written = before
+            raise
+
+    def _write(self, points: Points) -> Written:
         rest, ended = self._sort(points)
         for batch in points.take(rest).batches(self._batch_points) if rest else ():
             self._store.upsert(self._collection, batch)
