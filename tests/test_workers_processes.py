@@ -134,6 +134,16 @@ def commits(state):
     return sum(ledger.read_bytes().count(b"\n") for ledger in Path(state).glob("*/*.jsonl"))
 
 
+def wait_for_commits(process, state):
+    """Wait until some splits are committed; the run must still be going on then."""
+    try:
+        wait_for(lambda: commits(state) > 2 or process.poll() is not None)
+        assert process.poll() is None
+    except AssertionError:
+        process.kill()
+        raise AssertionError(process.communicate()) from None
+
+
 def lanes(processes):
     return [process for process in processes if "LaneActor" in " ".join(process.cmdline())]
 
@@ -142,7 +152,7 @@ def test_with_no_ray_around_a_lane_dies_and_nothing_is_left_behind(
     arguments, encoder_cache, unharmed, tmp_path, marked
 ):
     process = runs.start(*arguments(f"edge:{tmp_path}/index"), cache=encoder_cache)
-    wait_for(lambda: commits(tmp_path / "state") > 2)
+    wait_for_commits(process, tmp_path / "state")
     lanes(marked())[0].kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
@@ -157,7 +167,7 @@ def test_after_kill_9_of_the_driver_the_next_run_finishes_it(
     arguments, encoder_cache, unharmed, tmp_path, marked
 ):
     process = runs.start(*arguments(f"edge:{tmp_path}/index"), cache=encoder_cache)
-    wait_for(lambda: commits(tmp_path / "state") > 2)
+    wait_for_commits(process, tmp_path / "state")
     process.kill()
     process.communicate()
     again = runs.command(*arguments(f"edge:{tmp_path}/index"), cache=encoder_cache)
@@ -171,7 +181,7 @@ def test_after_kill_9_of_the_driver_the_next_run_finishes_it(
 
 def test_ctrl_c_in_a_terminal_drains_the_lanes(arguments, encoder_cache, tmp_path, marked):
     process = runs.start(*arguments(f"edge:{tmp_path}/index"), cache=encoder_cache)
-    wait_for(lambda: commits(tmp_path / "state") > 2)
+    wait_for_commits(process, tmp_path / "state")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: Ray's own processes get it, too
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -229,7 +239,7 @@ def test_a_driver_killed_on_a_running_cluster_takes_its_lanes_with_it(
     monkeypatch.setenv("RAY_ADDRESS", head.address)
     monkeypatch.chdir(tmp_path)  # not the folder Ray was started in: relative paths are the driver's
     process = runs.start(*arguments("edge:./index"), cache=encoder_cache)
-    wait_for(lambda: commits(tmp_path / "state") > 2)
+    wait_for_commits(process, tmp_path / "state")
     process.kill()
     process.communicate()
     again = runs.command(*arguments("edge:./index"), cache=encoder_cache)
@@ -248,7 +258,7 @@ def test_a_machine_lost_half_way_costs_no_split_an_attempt(
     again = [*arguments(qdrant.grpc_url), "--set", "run.split_attempts=1"]
     again[again.index("docs")] = "lost-machine"
     process = runs.start(*again, cache=encoder_cache)
-    wait_for(lambda: commits(tmp_path / "state") > 2)
+    wait_for_commits(process, tmp_path / "state")
     assert lanes(processes(machine.mark))
     machine.kill()
     out, err = process.communicate(timeout=120)
