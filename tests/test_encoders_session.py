@@ -190,6 +190,21 @@ def test_cuda_that_is_not_there_is_an_error_and_not_the_cpu(tiny_model, encoder_
     assert load_encoder(config.model_copy(update={"provider": "auto"})).provider == "cpu"
 
 
+@pytest.mark.skipif(cuda_devices() > 0, reason="this machine has a GPU")
+def test_a_session_that_fell_back_to_the_cpu_is_not_taken_for_cuda(
+    tiny_model, encoder_cache, monkeypatch, caplog
+):
+    monkeypatch.setattr(
+        "pipeline.encoders.runtime.cuda_devices", lambda: 1
+    )  # a GPU, and no library to use it
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), provider="cuda")
+
+    with pytest.raises(ProviderError, match="onnxruntime cannot use it"):
+        load_encoder(config)
+    assert load_encoder(config.model_copy(update={"provider": "auto"})).provider == "cpu"
+    assert "running on the CPU" in caplog.text
+
+
 def test_int8_is_for_the_cpu(tiny_model, encoder_cache):
     config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), precision="int8", provider="cuda")
 

@@ -17,7 +17,7 @@ torch, transformers and onnx are loaded by an export only; onnxruntime when an e
 from __future__ import annotations
 
 from pipeline.encoders.prepare import prepare
-from pipeline.encoders.session import Encoder, load_encoder
+from pipeline.encoders.session import Encoder, load_encoder, prepare_encoder
 from pipeline.encoders.spec import EncoderSpec, describe
 
-__all__ = ["Encoder", "EncoderSpec", "describe", "load_encoder", "prepare"]
+__all__ = ["Encoder", "EncoderSpec", "describe", "load_encoder", "prepare", "prepare_encoder"]

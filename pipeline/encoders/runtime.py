@@ -29,18 +29,18 @@ def open_session(
     if provider == "cpu":
         return _cpu_session(graph, threads, optimise)
     devices = cuda_devices()
-    if devices or provider == "cuda":
-        session, why = _cuda_session(graph)
-        # asked for CUDA and not able to, onnxruntime logs an error and returns a session on the CPU
-        if session is not None and session.get_providers()[0] == _CUDA:
-            return session
-        if provider == "cuda":
-            raise ProviderError(
-                f"encoder.provider is cuda and onnxruntime could not use it ({why}; CUDA devices seen: {devices})",
-                "An NVIDIA GPU, its driver, CUDA 13 and cuDNN 9",
-                "Install headwater[gpu] on a machine with a GPU, or set encoder.provider to cpu or auto",
-            )
-        log.warning("%d CUDA devices, but onnxruntime cannot use them (%s): running on the CPU", devices, why)
+    session, why = _cuda_session(graph) if devices else (None, "the driver shows no GPU")
+    # asked for CUDA and not able to, onnxruntime logs an error and returns a session on the CPU
+    if session is not None and session.get_providers()[0] == _CUDA:
+        return session
+    if provider == "cuda":
+        raise ProviderError(
+            f"encoder.provider is cuda and onnxruntime cannot use it: {why}",
+            "An NVIDIA GPU, its driver, CUDA 13 and cuDNN 9",
+            "Install headwater[gpu] on a machine with a GPU, or set encoder.provider to cpu or auto",
+        )
+    if devices:
+        log.warning("%d GPUs, but onnxruntime cannot use them: %s; running on the CPU", devices, why)
     return _cpu_session(graph, threads, optimise)
 
 
@@ -107,7 +107,7 @@ def _cuda_session(graph: Path) -> tuple[Any, str]:
         session = onnxruntime.InferenceSession(str(graph), options, providers=[(_CUDA, settings), _CPU])
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no public base
         return None, str(error).strip().splitlines()[0]
-    return session, "a library of CUDA or cuDNN is missing, or there is no device"
+    return session, "a library of CUDA 13 or cuDNN 9 is missing"
 
 
 def _options(onnxruntime: Any, optimise: bool) -> Any:  # noqa: ANN401

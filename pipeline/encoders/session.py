@@ -169,3 +169,12 @@ def load_encoder(config: EncoderConfig) -> Encoder:
     """Describe, prepare and open: the encoder of these settings, exported now if it never was."""
     spec = describe(config)
     return Encoder.open(spec, prepare(spec, config), config)
+
+
+def prepare_encoder(config: EncoderConfig) -> tuple[EncoderSpec, Tokenizer]:
+    """What a driver needs of an encoder that others will run: its spec and the tokenizer for documents.
+
+    Exports the encoder if that never happened; opens no session, so no GPU is needed here.
+    """
+    spec = describe(config)
+    return spec, load_tokenizer(prepare(spec, config) / TOKENIZER, spec.document_prompt)
