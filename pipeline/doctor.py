@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config import Settings
 from pipeline.encoders import Encoder, load_encoder
-from pipeline.errors import HeadwaterError
+from pipeline.errors import HeadwaterError, SourceError
 from pipeline.job import check_collection, make_chunker, make_contract
 from pipeline.sources import open_source
 from pipeline.stores import open_store, store_exists
@@ -38,7 +38,9 @@ def examine(settings: Settings, uri: str | None) -> Iterator[Check]:
         spec = encoder.spec
         yield Check("encoder", True, f"{spec.source}: {spec.dims} dims, version {spec.version[:12]}")
         yield Check("provider", True, encoder.provider)
-        yield _try("chunking", lambda: f"version {make_chunker(settings, encoder).version}")
+        yield _try(
+            "chunking", lambda: f"version {make_chunker(settings, encoder.spec, encoder.tokenizer).version}"
+        )
         if settings.store.url:
             yield _try("store", lambda: _store(settings, encoder))
     finally:
@@ -56,7 +58,9 @@ def _source(settings: Settings, uri: str) -> str:
     with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
         source = open_source(uri, settings.source, Path(scratch))
     if source.unreadable:
-        return f"{len(source.unreadable)} unreadable files, first: {source.unreadable[0].message}"
+        raise SourceError(
+            f"{len(source.unreadable)} files cannot be read, the first: {source.unreadable[0].message}"
+        )
     rows = "unknown" if source.rows is None else f"{source.rows:,}"
     return f"{source.uri}: {rows} rows in {len(source.splits)} splits"
 
@@ -68,7 +72,9 @@ def _store(settings: Settings, encoder: Encoder) -> str:
     try:
         if not settings.store.collection:
             return f"{settings.store.url} answers"
-        contract = make_contract(settings, encoder.spec, make_chunker(settings, encoder).version)
+        contract = make_contract(
+            settings, encoder.spec, make_chunker(settings, encoder.spec, encoder.tokenizer).version
+        )
         found = check_collection(store, settings, contract)
         return f"{found} takes this encoder" if found else f"no collection {settings.store.collection!r} yet"
     finally:

@@ -7,30 +7,32 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from pipeline.config import Settings, StoreConfig
-from pipeline.encoders import load_encoder
-from pipeline.job import Job, check_target, open_job
+from pipeline.encoders import prepare_encoder
+from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Counts, Observer, Progress, Rejected, Split, SplitAck
 from pipeline.sources import Source, open_source
-from pipeline.stores import Store
+from pipeline.stores import Store, collection
 from pipeline.sync import Ledger, plan_hash, write_rejected
+
+RUN_KEY = "headwater_run"  # in the collection's metadata: the run that wrote to it last
 
 
 class Executor(Protocol):
-    """Runs splits on lanes. It owns the lanes, and decides who may open the store."""
+    """Runs splits on lanes. It owns the lanes and the store, and decides who may open it."""
 
     def open_store(self, config: StoreConfig) -> Store:
         """The store as the driver sees it; lanes may share it or open their own."""
 
     def run(
         self, job: Job, splits: Sequence[Split], stop: threading.Event
-    ) -> Iterator[tuple[Split, SplitAck]]:
+    ) -> Generator[tuple[Split, SplitAck]]:
         """Run the splits in any order and yield their trailers as they come.
 
         After `stop` is set no new split begins and running ones end early. A dead lane is replaced and its splits
@@ -41,7 +43,7 @@ class Executor(Protocol):
         """Documents done so far in the splits that are running now."""
 
     def close(self) -> None:
-        """End the lanes."""
+        """End the lanes, then close the store."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +112,11 @@ def ingest(
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
         observe(Progress("preparing the encoder"))
-        encoder = load_encoder(settings.encoder)
+        spec, tokenizer = prepare_encoder(settings.encoder)
+        chunker = make_chunker(settings, spec, tokenizer)
         stack.callback(executor.close)
         store = executor.open_store(settings.store)
-        stack.callback(store.close)
-        job = open_job(store, settings, encoder)
-        encoder.close()
+        job = open_job(store, settings, spec, chunker.version)
         return _run(source, job, store, executor, stop, observe, began)
 
 
@@ -142,13 +143,14 @@ def _run(
     folder = state_folder(job.settings) / job.collection
     config = job.settings.source.model_dump(mode="json")
     plan = plan_hash(source.uri, config, job.chunker_version, job.spec.version, job.collection)
-    ledger = Ledger.open(folder, plan)
+    ledger = _open_ledger(folder, plan, store, job.collection)
     pending = [split for split in source.splits if split not in ledger]
     book = Book(ledger, store, ledger.counts(source.splits), job.settings.run.commit_every_s)
     with _watching(executor, book, source.rows, observe):
         try:
-            for split, ack in executor.run(job, pending, stop):
-                book.add(split, ack)
+            with closing(executor.run(job, pending, stop)) as trailers:
+                for split, ack in trailers:
+                    book.add(split, ack)
         finally:
             book.commit()
     interrupted = stop.is_set() and book.open_splits(pending) > 0
@@ -168,6 +170,15 @@ def _run(
         interrupted=interrupted,
         dead_letter=dead_letter if wrote else None,
     )
+
+
+def _open_ledger(folder: Path, plan: str, store: Store, physical: str) -> Ledger:
+    """Resume or begin a run, and write in the collection's metadata that this run writes to it now."""
+    last_run = str(collection.read_metadata(store, physical).get(RUN_KEY, ""))
+    ledger = Ledger.open(folder, plan, last_run)
+    if ledger.run_id != last_run:
+        store.update_collection(physical, metadata={RUN_KEY: ledger.run_id})
+    return ledger
 
 
 class Book:

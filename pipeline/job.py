@@ -9,6 +9,7 @@ from pipeline.config import Settings
 from pipeline.encoders import Encoder, EncoderSpec
 from pipeline.errors import UsageError
 from pipeline.stores import Store, collection
+from pipeline.tokens import Tokenizer
 from pipeline.versions import Contract
 
 
@@ -34,9 +35,9 @@ def check_target(settings: Settings) -> None:
             )
 
 
-def make_chunker(settings: Settings, encoder: Encoder) -> Chunker:
+def make_chunker(settings: Settings, spec: EncoderSpec, tokenizer: Tokenizer) -> Chunker:
     """The chunker of these settings, cutting by the encoder's own tokens."""
-    return Chunker(encoder.tokenizer, settings.chunking, encoder.spec.max_tokens)
+    return Chunker(tokenizer, settings.chunking, spec.max_tokens)
 
 
 def window_tokens(settings: Settings, encoder: Encoder) -> int:
@@ -77,14 +78,13 @@ def check_collection(store: Store, settings: Settings, contract: Contract) -> st
     return physical
 
 
-def open_job(store: Store, settings: Settings, encoder: Encoder) -> Job:
+def open_job(store: Store, settings: Settings, spec: EncoderSpec, chunker_version: str) -> Job:
     """Check the collection, or make it, and say what the lanes are to do.
 
     Safe to repeat: a crash leaves no visible half-made collection.
     """
-    chunker_version = make_chunker(settings, encoder).version
-    contract = make_contract(settings, encoder.spec, chunker_version)
+    contract = make_contract(settings, spec, chunker_version)
     physical = check_collection(store, settings, contract) or collection.create(
         store, settings.store.collection, settings.store, contract.dims, contract.metadata()
     )
-    return Job(settings, encoder.spec, physical, chunker_version)
+    return Job(settings, spec, physical, chunker_version)

@@ -35,17 +35,33 @@ from pipeline.writing import SplitWriter
 
 
 @dataclass
-class Progress:
-    """What a split has done so far. `rows` were read for the windows written so far; counts say what became of them."""
+class Tally:
+    """What a split has done so far, counted at both ends: the trailer compares them.
 
+    `rows` and `made` (chunks) are counted where they are read; `arrived` (chunks) and `counts` where they are
+    written. A window lost, cut short or doubled in between makes them differ.
+    """
+
+    rows: int = 0
+    made: int = 0
+    arrived: int = 0
     counts: Counts = field(default_factory=Counts)
     rejected: list[Rejected] = field(default_factory=list)
-    rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spend(self, stage: str, since: float) -> None:
         """Add the time since `since` to a stage's busy seconds."""
         self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - since
+
+    def check_trailer(self, split: Split) -> None:
+        """Raise BrokenInvariant unless what was read is what was written."""
+        if (self.rows, self.made) != (self.counts.read, self.arrived):
+            raise BrokenInvariant(
+                f"split {split.id} of {split.uri}: {self.rows} rows and {self.made} chunks were read, "
+                f"{self.counts.read} and {self.arrived} were written or rejected",
+                "Both must be equal before a split is committed",
+                "Run again; if it stays, report it as a bug with this message",
+            )
 
 
 Embedded = tuple[Window, NDArray[np.float32]]
@@ -83,10 +99,10 @@ class Lane:
         self._job = job
         self._encoder = encoder
         self._store = store
-        self._chunker = make_chunker(job.settings, encoder)
+        self._chunker = make_chunker(job.settings, encoder.spec, encoder.tokenizer)
         self._window_tokens = window_tokens(job.settings, encoder)
         self._stop = threading.Event()
-        self._running: dict[str, Progress] = {}
+        self._running: dict[str, Tally] = {}
 
     @classmethod
     def open(cls, job: Job, store: Store) -> Self:
@@ -115,33 +131,29 @@ class Lane:
         Safe to repeat after a crash at any moment: point ids are deterministic and a document's head is written
         last. The acknowledgement is returned only when the store has applied every point of it.
         """
-        progress = Progress()
-        self._running[split.id] = progress
+        tally = Tally()
+        self._running[split.id] = tally
         try:
-            error = self._pump(split, progress)
+            error = self._pump(split, tally)
         finally:
             del self._running[split.id]
         complete = error is None and not self._stop.is_set()
-        if complete and progress.rows != progress.counts.read:
-            raise BrokenInvariant(
-                f"split {split.id} of {split.uri}: {progress.rows} rows read, {progress.counts.read} accounted for"
-            )
-        progress.counts.verify()
-        return SplitAck(
-            split.id, progress.counts, tuple(progress.rejected), complete, error, dict(progress.seconds)
-        )
+        if complete:
+            tally.check_trailer(split)
+        tally.counts.verify()
+        return SplitAck(split.id, tally.counts, tuple(tally.rejected), complete, error, dict(tally.seconds))
 
-    def _pump(self, split: Split, progress: Progress) -> str | None:
+    def _pump(self, split: Split, tally: Tally) -> str | None:
         """Run the three threads; return the message of a source that broke half-way, else None."""
         limit = self._job.settings.run.queue_bytes
         windows: Pipe[Window] = Pipe(limit)
         embedded: Pipe[Embedded] = Pipe(limit)
         broken: str | None = None
         with ThreadPoolExecutor(2, thread_name_prefix=f"split-{split.id[:8]}") as threads:
-            reading = threads.submit(self._read, split, windows, progress)
-            writing = threads.submit(self._write, split, embedded, progress)
+            reading = threads.submit(self._read, split, windows, tally)
+            writing = threads.submit(self._write, split, embedded, tally)
             try:
-                self._encode(windows, embedded, progress)
+                self._encode(windows, embedded, tally)
             except SourceError as error:
                 broken = str(error)
             except PipeClosed:
@@ -153,14 +165,16 @@ class Lane:
             writing.result()
         return broken
 
-    def _read(self, split: Split, windows: Pipe[Window], progress: Progress) -> None:
+    def _read(self, split: Split, windows: Pipe[Window], tally: Tally) -> None:
         """Fill the first pipe until the split ends, breaks, or nobody reads on."""
         error: BaseException | None = None
         source = self._job.settings.source
         try:
             since = time.perf_counter()
             for window in split_windows(split, source, self._chunker, self._window_tokens):
-                progress.spend("read", since)
+                tally.spend("read", since)
+                tally.rows += window.rows
+                tally.made += window.chunks.num_rows
                 windows.put(window, window.nbytes)
                 since = time.perf_counter()
         except PipeClosed:
@@ -169,16 +183,21 @@ class Lane:
             error = broken
         windows.end(error)
 
-    def _encode(self, windows: Pipe[Window], embedded: Pipe[Embedded], progress: Progress) -> None:
+    def _encode(self, windows: Pipe[Window], embedded: Pipe[Embedded], tally: Tally) -> None:
         for window in windows:
             if self._stop.is_set():
                 return
             since = time.perf_counter()
             vectors = self._encoder.encode(token_arrays(window.chunks))
-            progress.spend("encode", since)
+            if vectors.shape != (window.chunks.num_rows, self._job.spec.dims):
+                raise BrokenInvariant(
+                    f"vectors of shape {vectors.shape} for {window.chunks.num_rows} chunks",
+                    f"One vector of {self._job.spec.dims} numbers a chunk",
+                )
+            tally.spend("encode", since)
             embedded.put((window, vectors), window.nbytes + vectors.nbytes)
 
-    def _write(self, split: Split, embedded: Pipe[Embedded], progress: Progress) -> None:
+    def _write(self, split: Split, embedded: Pipe[Embedded], tally: Tally) -> None:
         """Write embedded windows and count what the store acknowledged."""
         settings = self._job.settings.store
         writer = SplitWriter(split, self._store, self._job.collection, settings, self._job.spec.version)
@@ -186,10 +205,10 @@ class Lane:
             for window, vectors in embedded:
                 since = time.perf_counter()
                 done, rejected = writer.write(window, vectors)
-                progress.spend("write", since)
-                progress.rows += window.rows
-                progress.counts += done
-                progress.rejected.extend(rejected)
+                tally.spend("write", since)
+                tally.arrived += window.chunks.num_rows
+                tally.counts += done
+                tally.rejected.extend(rejected)
         except BaseException:
             embedded.abandon()
             raise

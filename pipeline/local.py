@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pipeline.config import StoreConfig
@@ -29,12 +29,9 @@ class LocalExecutor:
 
     def run(
         self, job: Job, splits: Sequence[Split], stop: threading.Event
-    ) -> Iterator[tuple[Split, SplitAck]]:
+    ) -> Generator[tuple[Split, SplitAck]]:
         """Run splits two at a time; see `ingest.Executor`."""
-        if self._store is None:
-            self.open_store(job.settings.store)
-        assert self._store is not None
-        self._lane = lane = Lane.open(job, self._store)
+        self._lane = lane = Lane.open(job, self._store or self.open_store(job.settings.store))
         waiting = iter(splits)
         running: dict[Future[SplitAck], Split] = {}
         with ThreadPoolExecutor(CREDITS, thread_name_prefix="lane") as threads:
@@ -57,6 +54,8 @@ class LocalExecutor:
         return sum(self._lane.progress().values()) if self._lane else 0
 
     def close(self) -> None:
-        """Free the lane's encoder."""
+        """Free the lane's encoder, then close the store."""
         if self._lane:
             self._lane.close()
+        if self._store:
+            self._store.close()

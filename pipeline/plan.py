@@ -61,7 +61,7 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
         observe(Progress("preparing the encoder"))
         encoder = load_encoder(settings.encoder)
         try:
-            chunker = make_chunker(settings, encoder)
+            chunker = make_chunker(settings, encoder.spec, encoder.tokenizer)
             exists = _collection_exists(settings, encoder, chunker)
             tally = _Tally()
             for split in source.splits:

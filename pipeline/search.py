@@ -67,6 +67,7 @@ class Reader:
             contract = Contract.read(collection.read_metadata(store, physical), alias)
             encoder = _load(contract, encoder_config or EncoderConfig(), alias)
             contract.check_encoder(encoder.spec.version, encoder.spec.source, alias)
+            collection.check_vectors(store, physical, _vectors_of(contract, store_config), contract.dims)
         except BaseException:
             store.close()
             raise
@@ -130,6 +131,11 @@ class Reader:
                     unsatisfied.append(query)
             asking, depth = unsatisfied, 2 * depth
         return results
+
+
+def _vectors_of(contract: Contract, config: StoreConfig) -> StoreConfig:
+    """The vector that the contract promises, which readers need not configure."""
+    return config.model_copy(update={"vector_name": contract.vector_name, "distance": contract.distance})
 
 
 def _best(hits: Iterable[Hit]) -> list[Result]:

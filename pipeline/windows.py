@@ -15,6 +15,9 @@ from pipeline.schemas import CHUNKS, Rejected
 
 NO_CHUNKS = pa.RecordBatch.from_pylist([], schema=CHUNKS)
 
+WINDOW_ROWS = 8192  # a stream of deletes or of bad rows has no tokens, and is not to be held whole either
+_BYTES_A_KEY = 400  # a delete or a rejection as a Python object
+
 
 @dataclass(frozen=True)
 class Window:
@@ -31,24 +34,25 @@ class Window:
 
     @property
     def nbytes(self) -> int:
-        """Bytes the window keeps in memory."""
-        return int(self.chunks.nbytes)
+        """Bytes the window keeps in memory, about."""
+        return int(self.chunks.nbytes) + _BYTES_A_KEY * (len(self.deleted) + len(self.rejected))
 
 
 def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
-    """Regroup pieces into windows of at least `window_tokens` tokens each but the last, and not much more.
+    """Regroup pieces into windows of `window_tokens` to twice as many tokens, or of WINDOW_ROWS rows if that is less.
 
     Sorting by length pays in large windows; a window is also what memory holds and what progress steps by.
     """
     waiting: list[Window] = []
-    tokens = 0
+    tokens = rows = 0
     for piece in pieces:
         for part in _cut(piece, window_tokens):
             waiting.append(part)
             tokens += int(token_counts(part.chunks).sum())
-            if tokens >= window_tokens:
+            rows += part.rows
+            if tokens >= window_tokens or rows >= WINDOW_ROWS:
                 yield _join(waiting)
-                waiting, tokens = [], 0
+                waiting, tokens, rows = [], 0, 0
     if waiting:
         yield _join(waiting)
 

@@ -177,3 +177,20 @@ def test_operations_and_sequences_are_obeyed(to, tmp_path):
     summary = runs.run(tmp_path / "docs.parquet", with_columns)
     assert (summary.counts.deleted, summary.counts.removed) == (1, 1)
     assert {payload["text"] for payload, _ in stored(to).values()} == {"New."}
+
+
+def test_a_run_over_two_plans_taking_turns_is_not_resumed(to, tmp_path):
+    file = documents.write(tmp_path / "docs.parquet", documents.rows(40), row_group=4)
+    stop = threading.Event()
+
+    def observe(progress):
+        if progress.documents:
+            stop.set()
+
+    ingest(str(file), to, LocalExecutor(), stop, observe)
+    other = to.model_copy(update={"source": to.source.model_copy(update={"template": "{year} {text}"})})
+    runs.run(file, other)
+    assert runs.run(file, to).resumed_splits == 0
+    fresh = runs.settings(to.encoder.model, to.encoder.cache, f"edge:{tmp_path}/fresh")
+    runs.run(file, fresh)
+    points.assert_same(stored(to), points.contents_of(fresh.store.url, "docs"))

@@ -1,7 +1,7 @@
 """The lane's own promises, with an encoder that can be made to misbehave."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import documents
 import numpy as np
@@ -11,7 +11,7 @@ import pytest
 import runs
 from models import package_folder
 
-from pipeline.errors import EncoderError, PointTooLarge
+from pipeline.errors import BrokenInvariant, EncoderError, PointTooLarge
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.sources import open_source
@@ -169,6 +169,39 @@ def test_a_stopped_lane_acknowledges_only_what_it_finished(store_and_job, tmp_pa
     records, _ = store.scroll(job.collection, limit=10_000)
     heads = [r for r in records if r.payload["headwater"]["chunk_index"] == 0]
     assert len(heads) == ack.counts.indexed == ack.counts.read
+
+
+@pytest.mark.parametrize("tamper", ["lost", "doubled", "cut short"])
+def test_a_window_that_does_not_arrive_whole_is_never_committed(tamper, store_and_job, tmp_path, monkeypatch):
+    store, job = store_and_job
+    (split,) = splits(tmp_path, job, documents.rows(60, most_words=10))
+    encode = Lane._encode
+
+    def tampering(lane, windows, embedded, tally):
+        def passed_on():
+            for number, window in enumerate(windows):
+                if number != 2:
+                    yield window
+                elif tamper == "doubled":
+                    yield from (window, window)
+                elif tamper == "cut short":
+                    yield replace(window, chunks=window.chunks.slice(0, window.chunks.num_rows - 1))
+
+        encode(lane, passed_on(), embedded, tally)
+
+    monkeypatch.setattr(Lane, "_encode", tampering)
+    with pytest.raises(BrokenInvariant):
+        Lane(job, FakeEncoder(), store).run_split(split)
+
+
+def test_an_encoder_that_gives_another_number_of_vectors_is_found_out(store_and_job, tmp_path):
+    store, job = store_and_job
+    (split,) = splits(tmp_path, job, documents.rows(10))
+    encoder = FakeEncoder()
+    encode = encoder.encode
+    encoder.encode = lambda token_ids: encode(token_ids)[:-1]
+    with pytest.raises(BrokenInvariant, match="shape"):
+        Lane(job, encoder, store).run_split(split)
 
 
 def test_a_damaged_page_keeps_what_came_before_and_is_told(store_and_job, tmp_path):

@@ -8,6 +8,20 @@ from pipeline.schemas import Counts, Rejected, Split, SplitAck
 from pipeline.sync import Ledger, write_rejected
 
 
+def reopen(folder):
+    """Open the ledger of "plan" on a collection that nobody else has written to."""
+    header = (
+        (folder / "ledger.jsonl").read_bytes().split(b"\n")[0]
+        if (folder / "ledger.jsonl").exists()
+        else b"{}"
+    )
+    try:
+        last_run = json.loads(header).get("run", "")
+    except ValueError:
+        last_run = ""
+    return Ledger.open(folder, "plan", last_run)
+
+
 def split(name: str, superseded: tuple[int, ...] = ()) -> Split:
     return Split(name, f"{name}.parquet", "parquet", 0, 1, 0, 3, superseded)
 
@@ -18,9 +32,9 @@ def ack(name: str, read: int = 3) -> SplitAck:
 
 
 def test_an_unfinished_run_is_resumed_with_its_counts_and_rejections(tmp_path):
-    ledger = Ledger.open(tmp_path, "plan")
+    ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a")), (split("b"), ack("b", 5))])
-    again = Ledger.open(tmp_path, "plan")
+    again = reopen(tmp_path)
     assert again.run_id == ledger.run_id
     assert split("a") in again
     assert split("c") not in again
@@ -28,36 +42,45 @@ def test_an_unfinished_run_is_resumed_with_its_counts_and_rejections(tmp_path):
     assert again.counts(both) == Counts(read=8, indexed=6, rejected=2)
     assert [r.reason for r in again.rejected(both)] == ["empty_text", "empty_text"]
     again.commit([(split("c"), ack("c"))])
-    assert Ledger.open(tmp_path, "plan").counts(both).read == 11
+    assert reopen(tmp_path).counts(both).read == 11
 
 
 def test_a_finished_run_is_never_a_reason_to_skip_work(tmp_path):
-    ledger = Ledger.open(tmp_path, "plan")
+    ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a"))])
     ledger.finish()
-    again = Ledger.open(tmp_path, "plan")
+    again = reopen(tmp_path)
     assert again.run_id != ledger.run_id
     assert split("a") not in again
 
 
-def test_another_plan_has_its_own_ledger(tmp_path):
-    Ledger.open(tmp_path, "plan").commit([(split("a"), ack("a"))])
-    assert split("a") not in Ledger.open(tmp_path, "other plan")
+def test_another_plan_forgets_what_the_last_one_did(tmp_path):
+    ledger = reopen(tmp_path)
+    ledger.commit([(split("a"), ack("a"))])
+    other = Ledger.open(tmp_path, "other plan", ledger.run_id)
+    assert split("a") not in other
+    assert split("a") not in Ledger.open(tmp_path, "plan", other.run_id)
+
+
+def test_a_run_is_not_resumed_over_what_another_one_wrote(tmp_path):
+    ledger = reopen(tmp_path)
+    ledger.commit([(split("a"), ack("a"))])
+    assert split("a") not in Ledger.open(tmp_path, "plan", "another run")
 
 
 def test_a_split_whose_losing_rows_changed_is_another_split(tmp_path):
-    ledger = Ledger.open(tmp_path, "plan")
+    ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a"))])
     assert split("a", superseded=(1,)) not in ledger
 
 
 @pytest.mark.parametrize("cut", range(1, 40, 3))
 def test_a_torn_tail_is_dropped_and_written_over(tmp_path, cut):
-    ledger = Ledger.open(tmp_path, "plan")
+    ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a"))])
     ledger.commit([(split("b"), ack("b"))])
     ledger.file.write_bytes(ledger.file.read_bytes()[:-cut])
-    again = Ledger.open(tmp_path, "plan")
+    again = reopen(tmp_path)
     assert split("a") in again
     assert split("b") not in again
     again.commit([(split("b"), ack("b"))])
@@ -66,15 +89,15 @@ def test_a_torn_tail_is_dropped_and_written_over(tmp_path, cut):
 
 
 def test_a_ledger_whose_header_is_torn_begins_anew(tmp_path):
-    ledger = Ledger.open(tmp_path, "plan")
+    ledger = reopen(tmp_path)
     ledger.file.write_bytes(b'{"run": "x", "pl')
-    assert len(Ledger.open(tmp_path, "plan")) == 0
+    assert len(reopen(tmp_path)) == 0
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
-        Ledger.open(tmp_path / "file" / "state", "plan")
+        Ledger.open(tmp_path / "file" / "state", "plan", "")
 
 
 def test_dead_letters_hold_every_rejected_document(tmp_path):

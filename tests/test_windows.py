@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.schemas import CHUNKS
-from pipeline.windows import NO_CHUNKS, Window, gather, token_arrays
+from pipeline.windows import NO_CHUNKS, WINDOW_ROWS, Window, gather, token_arrays
 
 
 def chunks(lengths: list[int]) -> pa.RecordBatch:
@@ -50,3 +50,11 @@ def test_windows_without_chunks_keep_what_the_rows_asked_for():
 def test_token_arrays_of_a_slice_are_the_slices_own():
     part = chunks([3, 4, 5]).slice(1, 1)
     assert [ids.tolist() for ids in token_arrays(part)] == [[0, 1, 2, 3]]
+
+
+def test_a_long_stream_of_deletes_comes_in_many_windows():
+    pieces = (Window(NO_CHUNKS, rows=256, deleted=(("", "a"),) * 256) for _ in range(200))
+    windows = list(gather(pieces, 1000))
+    assert max(window.rows for window in windows) <= WINDOW_ROWS
+    assert sum(len(window.deleted) for window in windows) == 200 * 256
+    assert all(window.nbytes > 100 * len(window.deleted) for window in windows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 
 import ray
@@ -85,6 +85,7 @@ class RayExecutor:
         self._settings = settings
         self._connected = False
         self._store: RemoteStore | None = None
+        self._server: Store | None = None
         self._pool: Pool | None = None
 
     def open_store(self, config: StoreConfig) -> Store:
@@ -93,11 +94,12 @@ class RayExecutor:
         if config.url.startswith("edge:"):
             self._store = open_remote(config)
             return self._store.as_store()
-        return open_store(config)
+        self._server = open_store(config)
+        return self._server
 
     def run(
         self, job: Job, splits: Sequence[Split], stop: threading.Event
-    ) -> Iterator[tuple[Split, SplitAck]]:
+    ) -> Generator[tuple[Split, SplitAck]]:
         """Run splits on lanes; see `ingest.Executor`."""
         parts = share(self._settings, nodes())
         parts = replace(parts, lanes=min(parts.lanes, len(splits)))
@@ -145,6 +147,8 @@ class RayExecutor:
             self._pool.kill()
         if self._store:
             self._store.close()
+        if self._server:
+            self._server.close()
         if self._connected:
             ray.shutdown()
         self._pool = self._store = None

@@ -32,7 +32,7 @@ def evaluate_retrieval(
     judgements = read_qrels(qrels)
     encoder = load_encoder(settings.encoder)
     try:
-        chunker = make_chunker(settings, encoder)
+        chunker = make_chunker(settings, encoder.spec, encoder.tokenizer)
         size = window_tokens(settings, encoder)
         numbers: dict[str, int] = {}
         owners: list[int] = []

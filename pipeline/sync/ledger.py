@@ -1,7 +1,8 @@
 """The ledger: which splits of an unfinished run are committed, one fsynced JSON line each.
 
 It saves re-reading and nothing else: the store is the truth, and losing the ledger costs time, never correctness.
-It resumes only its own run (same plan, same physical collection) and only while that run is unfinished.
+It resumes only its own run (same plan, same physical collection), only while that run is unfinished, and only if no
+other run has written to the collection since.
 """
 
 from __future__ import annotations
@@ -39,12 +40,16 @@ class Ledger:
         self._done = done  # split key -> byte offset of its line
 
     @classmethod
-    def open(cls, folder: Path, plan: str) -> Self:
-        """Resume the unfinished run of this plan, or begin a new one; creates `folder`."""
-        file = folder / f"{plan[:16]}.jsonl"
+    def open(cls, folder: Path, plan: str, last_run: str) -> Self:
+        """Resume the unfinished run of this plan, or begin a new one; creates `folder`.
+
+        `last_run` is the run that wrote to the collection last, as its metadata says: any other than ours has
+        changed what we remember as done, so then nothing is resumed.
+        """
+        file = folder / "ledger.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return cls._resume(file, plan) or cls._begin(file, plan)
+            return cls._resume(file, plan, last_run) or cls._begin(file, plan)
         except OSError as error:
             raise StoreError(
                 f"the ledger in {folder} cannot be written: {error}",
@@ -65,14 +70,16 @@ class Ledger:
         return cls(file, run_id, {})
 
     @classmethod
-    def _resume(cls, file: Path, plan: str) -> Self | None:
+    def _resume(cls, file: Path, plan: str, last_run: str) -> Self | None:
         if not file.exists():
             return None
         entries = list(_entries(file))
         if not entries:
             return None
         header = entries[0][1]
-        if header.get("plan") != plan or any("finished" in entry for _, entry, _ in entries):
+        if (header.get("plan"), header.get("run")) != (plan, last_run) or any(
+            "finished" in entry for _, entry, _ in entries
+        ):
             return None
         with file.open("r+b") as out:
             out.truncate(entries[-1][2])

@@ -30,6 +30,7 @@ def write_rejected(file: Path, rejected: Iterable[Rejected]) -> int:
     rows = iter(rejected)
     first = list(itertools.islice(rows, 10_000))
     if not first:
+        file.unlink(missing_ok=True)  # of an earlier attempt
         return 0
     written = 0
     fresh = file.with_suffix(".new")
