@@ -128,6 +128,15 @@ class StoreConfig(Section):
     hnsw: HnswConfig = HnswConfig()
     quantization: QuantizationConfig = QuantizationConfig()
 
+    @field_validator("payload_indexes")
+    @classmethod
+    def _plain_names(cls, value: dict[str, IndexKind]) -> dict[str, IndexKind]:
+        """Refuse paths of the payload: a key names a metadata field, and its place in the payload is ours."""
+        for name in value:
+            if name.startswith(("metadata.", "headwater.")):
+                raise ValueError(f"{name!r} is a place in the payload; name the metadata field alone")
+        return value
+
     @field_validator("payload_indexes", mode="before")
     @classmethod
     def _indexes(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file, environment or flag held

@@ -16,7 +16,6 @@ HeadwaterError
     │   ├── StoreFull         no space left
     │   └── PointTooLarge     one point is more than the store takes in a request; carries point_id
     ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
-    ├── Interrupted           the run was asked to stop
     └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
 """
 
@@ -108,10 +107,6 @@ class PointTooLarge(StoreError):
 
 class CollectionMismatch(TerminalError):
     """The collection was made for another encoder, dimension or distance."""
-
-
-class Interrupted(TerminalError):
-    """The run was asked to stop before it was done."""
 
 
 class BrokenInvariant(TerminalError):

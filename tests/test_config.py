@@ -129,11 +129,11 @@ def test_an_empty_list_of_metadata_is_not_the_same_as_no_list(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "value", ["Year=integer, metadata.author=keyword", '{"Year": "integer", "metadata.author": "keyword"}']
+    "value", ["Year=integer, author=keyword", '{"Year": "integer", "author": "keyword"}']
 )
 def test_a_table_in_the_environment_has_pairs_or_is_json(monkeypatch, value):
     monkeypatch.setenv("HEADWATER_STORE__PAYLOAD_INDEXES", value)
-    assert load().store.payload_indexes == {"Year": "integer", "metadata.author": "keyword"}
+    assert load().store.payload_indexes == {"Year": "integer", "author": "keyword"}
 
 
 def test_flags_win_over_the_environment_and_that_over_the_file(monkeypatch, config):
@@ -282,3 +282,8 @@ def test_settings_are_frozen_at_every_level():
         settings.store = settings.store
     with pytest.raises(ValidationError):
         settings.store.hnsw.m = 3
+
+
+def test_an_index_on_a_place_in_the_payload_is_refused():
+    with pytest.raises(UsageError, match="name the metadata field alone"):
+        load(None, {"store.payload_indexes": {"metadata.year": "integer"}})

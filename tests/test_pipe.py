@@ -37,10 +37,9 @@ def test_the_writers_error_is_raised_by_the_reader_after_what_came_before():
     pipe: Pipe[int] = Pipe(max_bytes=100)
     pipe.put(1, 1)
     pipe.end(ValueError("broken"))
-    seen = []
+    seen: list[int] = []
     with pytest.raises(ValueError, match="broken"):
-        for item in pipe:
-            seen.append(item)
+        seen.extend(pipe)
     assert seen == [1]
 
 

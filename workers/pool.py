@@ -70,6 +70,12 @@ class Handle:
     running: dict[Any, tuple[Split, float]] = field(default_factory=dict)  # reference -> (split, since when)
     alone: bool = False  # holds a split that runs by itself
     documents: int = 0  # done in running splits, when last asked
+    moved: float = 0.0  # when that number last changed
+
+    def heard(self, documents: int) -> None:
+        """Keep what the lane said it has done; a lane that gets on is not overdue, however long its split."""
+        if documents != self.documents:
+            self.documents, self.moved = documents, time.monotonic()
 
 
 class Pool:
@@ -136,7 +142,7 @@ class Pool:
             answered, _ = ray.wait(list(asked), num_returns=len(asked), timeout=1.0)
             for reference in answered:
                 with suppress(RayError):
-                    asked[reference].documents = cast(int, ray.get(reference))
+                    asked[reference].heard(cast(int, ray.get(reference)))
         return sum(lane.documents for lane in list(self._lanes))
 
     def places(self) -> list[Place]:
@@ -191,8 +197,8 @@ class Pool:
         late = time.monotonic() - self._deadline_s
         if lane.place is not None and lane.starting is not None and lane.since < late:
             return f"the lane was not ready within {self._deadline_s:.0f} s"
-        if any(since < late for _, since in lane.running.values()):
-            return f"no trailer within {self._deadline_s:.0f} s"
+        if any(max(since, lane.moved) < late for _, since in lane.running.values()):
+            return f"no document done and no trailer within {self._deadline_s:.0f} s"
         return ""
 
     def _lost(self, lane: Handle, why: str, machine: bool) -> Lost:

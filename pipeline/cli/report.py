@@ -49,21 +49,20 @@ class Clock:
     def __init__(self, now: float, done: int) -> None:
         self._began, self._first = now, done
         self._left: float | None = None
-        self._told = now
 
     def rate(self, now: float, done: int) -> float:
         """Documents a second since the beginning of this attempt."""
         return (done - self._first) / max(now - self._began, 1e-9)
 
     def left(self, now: float, done: int, total: int) -> float | None:
-        """Seconds to go, counted down where the rate falls; None before anything is done."""
+        """Seconds to go, held where the rate falls; None before anything is done."""
         rate = self.rate(now, done)
         if rate <= 0:
             return None
         left = (total - done) / rate
         if self._left is not None:
             left = min(left, self._left)
-        self._left, self._told = left, now
+        self._left = left
         return left
 
 
