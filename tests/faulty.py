@@ -37,6 +37,17 @@ class HangsOnceAtStart(LaneActor):
         super().open()
 
 
+class TwoOpenTogether(LaneActor):
+    """No lane is ready before a second one is."""
+
+    def open(self) -> None:
+        super().open()
+        state = Path(self._job.settings.run.state)
+        (state / f"open-{os.getpid()}").touch()
+        while len(list(state.glob("open-*"))) < 2:
+            time.sleep(0.02)
+
+
 class FindsNoModel(LaneActor):
     """On its machine the model is missing."""
 

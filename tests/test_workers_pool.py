@@ -110,7 +110,8 @@ def test_lanes_that_hang_are_replaced_after_their_deadline(local_ray, source, to
     points.assert_same(unharmed, points.contents_of(settings.store.url, "docs"))
 
 
-def test_lanes_land_one_per_gpu(local_ray, source, to, unharmed):
+def test_lanes_land_one_per_gpu(local_ray, source, to, unharmed, monkeypatch):
+    monkeypatch.setattr(pool, "LaneActor", faulty.TwoOpenTogether)
     settings = to(run__lanes=0, encoder__provider="auto")
     executor = RayExecutor(settings)
     seen = set()

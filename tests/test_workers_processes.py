@@ -25,7 +25,7 @@ pytestmark = pytest.mark.ray
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
     return documents.write(
-        tmp_path_factory.mktemp("source") / "docs.parquet", documents.rows(600), row_group=5
+        tmp_path_factory.mktemp("source") / "docs.parquet", documents.rows(1200, most_words=80), row_group=5
     )
 
 
@@ -134,10 +134,10 @@ def commits(state):
     return sum(ledger.read_bytes().count(b"\n") for ledger in Path(state).glob("*/*.jsonl"))
 
 
-def wait_for_commits(process, state):
+def wait_for_commits(process, state, more_than=2):
     """Wait until some splits are committed; the run must still be going on then."""
     try:
-        wait_for(lambda: commits(state) > 2 or process.poll() is not None)
+        wait_for(lambda: commits(state) > more_than or process.poll() is not None)
         assert process.poll() is None
     except AssertionError:
         process.kill()
@@ -157,7 +157,7 @@ def test_with_no_ray_around_a_lane_dies_and_nothing_is_left_behind(
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     (summary,) = runs.lines(out)  # and nothing but JSON, whatever Ray has to say of a death
-    assert summary["indexed"] == 600
+    assert summary["indexed"] == 1200
     assert "Traceback" not in err
     points.assert_same(unharmed, stored(tmp_path))
     wait_for(lambda: not marked(), 15)
@@ -174,7 +174,7 @@ def test_after_kill_9_of_the_driver_the_next_run_finishes_it(
     assert again.returncode == 0, again.stderr
     (summary,) = runs.lines(again.stdout)
     assert summary["resumed_splits"] > 0
-    assert summary["indexed"] == 600
+    assert summary["indexed"] == 1200
     points.assert_same(unharmed, stored(tmp_path))
     wait_for(lambda: not marked(), 30)
 
@@ -187,7 +187,7 @@ def test_ctrl_c_in_a_terminal_drains_the_lanes(arguments, encoder_cache, tmp_pat
     assert process.returncode == 130, err
     (summary,) = runs.lines(out)
     assert summary["interrupted"]
-    assert 0 < summary["read"] < 600
+    assert 0 < summary["read"] < 1200
     heads = {
         payload["headwater"]["document_id"] for payload, _ in stored(tmp_path).values() if is_head(payload)
     }
@@ -222,7 +222,7 @@ def test_as_a_job_its_status_is_that_of_the_run(head, arguments, tmp_path):
 
     code, log = wait_for(lambda: ready(run(*arguments(f"edge:{tmp_path}/index"))))
     assert code == 0, log
-    assert '"indexed": 600' in log
+    assert '"indexed": 1200' in log
     assert "succeeded" in log
     broken = arguments(f"edge:{tmp_path}/index")
     broken[1] = tmp_path / "missing.parquet"
@@ -246,7 +246,7 @@ def test_a_driver_killed_on_a_running_cluster_takes_its_lanes_with_it(
     assert again.returncode == 0, again.stderr
     (summary,) = runs.lines(again.stdout)
     assert summary["resumed_splits"] > 0
-    assert summary["indexed"] == 600
+    assert summary["indexed"] == 1200
     points.assert_same(unharmed, stored(tmp_path))
 
 
@@ -258,13 +258,13 @@ def test_a_machine_lost_half_way_costs_no_split_an_attempt(
     again = [*arguments(qdrant.grpc_url), "--set", "run.split_attempts=1"]
     again[again.index("docs")] = "lost-machine"
     process = runs.start(*again, cache=encoder_cache)
-    wait_for_commits(process, tmp_path / "state")
-    assert lanes(processes(machine.mark))
+    wait_for(lambda: lanes(processes(machine.mark)))
+    wait_for_commits(process, tmp_path / "state", commits(tmp_path / "state") + 20)
     machine.kill()
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, out + err
     (summary,) = runs.lines(out)
-    assert summary["indexed"] == 600
+    assert summary["indexed"] == 1200
     store = open_store(StoreConfig(url=qdrant.rest_url, prefer_grpc=False, collection="lost-machine"))
     points.assert_same(unharmed, points.contents(store, "lost-machine"))
     store.close()
