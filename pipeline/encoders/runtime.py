@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import logging
 import os
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
@@ -98,7 +100,8 @@ def _cuda_session(graph: Path) -> tuple[Any, str]:
 
     if _CUDA not in onnxruntime.get_available_providers():
         return None, "this onnxruntime was built without CUDA"
-    onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels, where they are installed as such
+    with redirect_stdout(sys.stderr):  # it prints what it does not find, and stdout belongs to the run's JSON
+        onnxruntime.preload_dlls()  # CUDA and cuDNN from their wheels, where they are installed as such
     options = _options(onnxruntime, optimise=True)
     options.intra_op_num_threads = 1
     # the arena grows by what is asked for, not to the next power of two: lengths vary in every batch

@@ -47,6 +47,9 @@ _NO_LIMIT = 1_000_000
 # Neither the model nor its tokenizer names a limit: what most encoders of text were trained on.
 _FALLBACK_TOKENS = 512
 
+# How the graph of a lower precision is made: raise it where the numbers change, as they are then another encoder's.
+_SCHEMES = {"fp16": 1, "int8": 1}
+
 
 @dataclass(frozen=True)
 class EncoderSpec:
@@ -75,6 +78,8 @@ class EncoderSpec:
     def version(self) -> str:
         """64 hex digits: the SHA-256 of the canonical JSON of all fields but `source`."""
         fields = {name: value for name, value in asdict(self).items() if name != "source"}
+        if self.precision in _SCHEMES:
+            fields["scheme"] = _SCHEMES[self.precision]
         return _hash_json(fields)
 
 
