@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -35,14 +36,17 @@ class Contestant:
         command = [python, __file__, "--worker", kind, "--scratch", str(folder), "--model", options.model]
         command += ["--threads", str(options.threads), "--precision", options.precision]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.cpu_seconds: list[float] = []
         self.about = self._answer()
 
     def run(self) -> float:
-        """Seconds for all texts."""
+        """Seconds for all texts; remembers the processor's seconds too."""
         assert self.process.stdin is not None
         self.process.stdin.write("run\n")
         self.process.stdin.flush()
-        return float(self._answer()["seconds"])
+        answer = self._answer()
+        self.cpu_seconds.append(answer["cpu_seconds"])
+        return float(answer["seconds"])
 
     def close(self) -> None:
         """End the process: it stops at the end of its input."""
@@ -113,7 +117,9 @@ def work(options: argparse.Namespace) -> None:
     sys.stdout.write(json.dumps(about) + "\n")
     sys.stdout.flush()
     for _ in sys.stdin:
-        sys.stdout.write(json.dumps({"seconds": _timed(encode)}) + "\n")
+        start = time.process_time()
+        seconds = _timed(encode)
+        sys.stdout.write(json.dumps({"seconds": seconds, "cpu_seconds": time.process_time() - start}) + "\n")
         sys.stdout.flush()
 
 
@@ -138,7 +144,7 @@ def compare(options: argparse.Namespace) -> None:
             harness.say(f"loading {kind}")
             contestants[kind] = Contestant(python, kind, folder, options)
         seconds = harness.alternate({kind: one.run for kind, one in contestants.items()}, options.rounds)
-        about = {kind: one.about for kind, one in contestants.items()}
+        about = {kind: {**one.about, "cpu_seconds": one.cpu_seconds} for kind, one in contestants.items()}
         for one in contestants.values():
             one.close()
         vectors = {kind: np.load(folder / f"{kind}.npy") for kind in pythons}
@@ -162,6 +168,7 @@ def report(
             kind: round(harness.ratio_of_medians(rates, "ours", kind), 3) for kind in others
         },
         "ratio_of_best": {kind: round(harness.ratio_of_best(rates, "ours", kind), 3) for kind in others},
+        "ratio_of_cpu_seconds": {kind: round(_cpu_ratio(about, kind), 3) for kind in others},
         "least_cosine": {kind: _least_cosine(vectors["ours"], vectors[kind]) for kind in others},
         "contestants": about,
     }
@@ -170,6 +177,11 @@ def report(
     file = harness.write_result(options.name, dataset, settings, options.seed, results)
     sys.stdout.write(json.dumps(results, indent=2) + "\n")
     harness.say(f"written to {file}")
+
+
+def _cpu_ratio(about: dict[str, Any], kind: str) -> float:
+    """Their processor time over ours, medians: what a shared machine does not change (with one thread, none spins)."""
+    return statistics.median(about[kind]["cpu_seconds"]) / statistics.median(about["ours"]["cpu_seconds"])
 
 
 def _least_cosine(left: np.ndarray, right: np.ndarray) -> float:
