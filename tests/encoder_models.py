@@ -61,8 +61,7 @@ def tiny(folder: Path, architecture: str, pooling: str) -> Path:
     models.tiny_bert(folder, dims=WIDTH)
     torch.manual_seed(0)
     config = getattr(transformers, f"{architecture}Config")(**_shape(architecture))
-    kind = "T5EncoderModel" if architecture == "T5" else f"{architecture}Model"
-    getattr(transformers, kind)(config).eval().save_pretrained(folder)
+    getattr(transformers, f"{architecture}Model")(config).eval().save_pretrained(folder)
     (folder / "1_Pooling" / "config.json").write_text(
         json.dumps({"word_embedding_dimension": WIDTH, "pooling_mode": pooling})
     )
@@ -70,17 +69,6 @@ def tiny(folder: Path, architecture: str, pooling: str) -> Path:
 
 
 def _shape(architecture: str) -> dict[str, Any]:
-    if architecture == "DistilBert":
-        return {"vocab_size": 30522, "dim": WIDTH, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}
-    if architecture == "T5":
-        return {
-            "vocab_size": 30522,
-            "d_model": WIDTH,
-            "d_kv": 16,
-            "d_ff": 64,
-            "num_layers": 2,
-            "num_heads": 2,
-        }
     shape: dict[str, Any] = {
         "vocab_size": 30522,
         "hidden_size": WIDTH,
@@ -89,7 +77,7 @@ def _shape(architecture: str) -> dict[str, Any]:
         "intermediate_size": 64,
         "max_position_embeddings": 130,
         "initializer_range": 0.3,
-        "pad_token_id": 1 if architecture in ("MPNet", "Roberta", "XLMRoberta") else 0,
+        "pad_token_id": 1 if architecture in ("MPNet", "Roberta") else 0,
     }
     specials = {"bos_token_id": 101, "eos_token_id": 102}
     if architecture == "Qwen3":

@@ -46,8 +46,6 @@ def by_us(folder, cache):
         ("Roberta", "cls"),  # positions counted from the padding token
         ("ModernBert", "weightedmean"),  # rotary angles, local attention
         ("Qwen3", "lasttoken"),  # a decoder
-        ("DistilBert", "max"),
-        ("T5", "mean_sqrt_len_tokens"),
     ],
 )
 def test_an_architecture_and_a_pooling(tmp_path, encoder_cache, architecture, pooling):
