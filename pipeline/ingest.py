@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import prepare_encoder
 from pipeline.job import Job, check_target, make_chunker, open_job
-from pipeline.schemas import Counts, Observer, Progress, Rejected, Split, SplitAck
+from pipeline.schemas import Counts, Observer, Progress, Split, SplitAck, Unreadable
 from pipeline.sources import Source, open_source
 from pipeline.stores import Store, collection
 from pipeline.sync import Ledger, plan_hash, write_rejected
@@ -47,14 +48,6 @@ class Executor(Protocol):
 
 
 @dataclass(frozen=True)
-class Failed:
-    """A file or split that could not be read to its end."""
-
-    uri: str
-    message: str
-
-
-@dataclass(frozen=True)
 class Summary:
     """What a run did, with everything that earlier attempts of the same run had committed.
 
@@ -67,7 +60,7 @@ class Summary:
     collection: str
     encoder_version: str
     resumed_splits: int
-    failed: tuple[Failed, ...]
+    failed: tuple[Unreadable, ...]
     interrupted: bool
     dead_letter: Path | None
 
@@ -154,7 +147,7 @@ def _run(
         finally:
             book.commit()
     interrupted = stop.is_set() and book.open_splits(pending) > 0
-    failed = (*(Failed(file.uri, file.message) for file in source.unreadable), *book.failed)
+    failed = (*source.unreadable, *book.failed)
     dead_letter = folder / f"rejected-{ledger.run_id}.parquet"
     wrote = write_rejected(dead_letter, itertools.chain(ledger.rejected(source.splits), book.uncommitted))
     if not failed and not interrupted:
@@ -179,47 +172,6 @@ def _open_ledger(folder: Path, plan: str, store: Store, physical: str) -> Ledger
     if ledger.run_id != last_run:
         store.update_collection(physical, metadata={RUN_KEY: ledger.run_id})
     return ledger
-
-
-class Book:
-    """Adds up trailers, and commits the complete ones once the store is durable.
-
-    A crash between two commits costs the splits since the first: they are run again, to the same points.
-    """
-
-    def __init__(self, ledger: Ledger, store: Store, counts: Counts, commit_every_s: float) -> None:
-        self.counts = counts
-        self.failed: list[Failed] = []
-        self.uncommitted: list[Rejected] = []  # of splits that did not come to their end
-        self._ledger = ledger
-        self._store = store
-        self._commit_every_s = commit_every_s
-        self._waiting: list[tuple[Split, SplitAck]] = []
-        self._committed_at = time.monotonic()
-
-    def add(self, split: Split, ack: SplitAck) -> None:
-        """Count a trailer; commit if the last commit is long enough ago."""
-        self.counts += ack.counts
-        if ack.error is not None:
-            self.failed.append(Failed(split.uri, ack.error))
-        if ack.complete:
-            self._waiting.append((split, ack))
-        else:
-            self.uncommitted.extend(ack.rejected)
-        if time.monotonic() - self._committed_at >= self._commit_every_s:
-            self.commit()
-
-    def commit(self) -> None:
-        """Make the store durable, then the ledger."""
-        if self._waiting:
-            self._store.flush()
-            self._ledger.commit(self._waiting)
-            self._waiting = []
-        self._committed_at = time.monotonic()
-
-    def open_splits(self, splits: Sequence[Split]) -> int:
-        """How many of these splits are not committed."""
-        return sum(split not in self._ledger for split in splits)
 
 
 @contextmanager

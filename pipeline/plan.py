@@ -16,10 +16,10 @@ from pipeline.config import Settings
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.job import check_collection, check_target, make_chunker, make_contract, window_tokens
 from pipeline.lane import split_windows
+from pipeline.lane.windows import Window, token_arrays
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import open_source
 from pipeline.stores import open_store, store_exists
-from pipeline.windows import Window, token_arrays
 
 SAMPLE_PER_WINDOW = 16  # chunks: the sample is spread over the source, not taken from its first documents
 SAMPLE_CHUNKS = 256

@@ -88,7 +88,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A file of the source that could not be opened; the others are read and the run ends as failed."""
+    """A file or split of the source that could not be read to its end; the rest is, and the run ends as failed."""
 
     uri: str
     message: str

@@ -13,9 +13,9 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.retrieval import rank, read_qrels, read_queries, retrieval_metrics
 from pipeline.job import make_chunker, window_tokens
 from pipeline.lane import split_windows
+from pipeline.lane.windows import token_arrays
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import Source, open_source
-from pipeline.windows import token_arrays
 
 DEPTH = 100  # recall@100 looks no further
 

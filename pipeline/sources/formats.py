@@ -12,7 +12,7 @@ from pipeline.errors import BrokenInvariant, SourceError
 from pipeline.sources.ipc import ArrowFile, ArrowStream
 from pipeline.sources.parquet import ParquetFile
 from pipeline.sources.places import is_remote, locate, reading, shown
-from pipeline.sources.windows import Part, Size
+from pipeline.sources.slices import Part, Size
 
 _PARQUET = {".parquet", ".pq", ".parq"}
 _ARROW = {".arrow", ".arrows", ".feather", ".ipc"}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from pipeline.sources.places import is_remote, locate, reading, shown
-from pipeline.sources.windows import Part, Size, windows
+from pipeline.sources.slices import Part, Size, windows
 
 _SPLIT_ROWS = (
     10_000  # smaller record batches share a split: one costs an open, an acknowledgement and a ledger line

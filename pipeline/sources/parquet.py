@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.sources.places import locate, reading, shown
-from pipeline.sources.windows import Part, Size, windows
+from pipeline.sources.slices import Part, Size, windows
 
 _COLUMN_BUFFER = (
     1 << 20

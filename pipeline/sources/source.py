@@ -26,7 +26,7 @@ from pipeline.sources.findings import Findings
 from pipeline.sources.formats import Reader, open_file, recognise
 from pipeline.sources.keys import read_keys
 from pipeline.sources.places import current_fingerprint, normal, reading, shown
-from pipeline.sources.windows import Part, Size
+from pipeline.sources.slices import Part, Size
 
 _KEY_SIZE = Size(rows=16384, bytes=4 << 20)
 _BYTES_LIMIT = 1 << 30  # a batch's text is one Arrow string array, which holds 2 GiB

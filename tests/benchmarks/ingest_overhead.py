@@ -22,9 +22,9 @@ from pipeline.encoders import Encoder, load_encoder
 from pipeline.ingest import ingest
 from pipeline.job import make_chunker, window_tokens
 from pipeline.lane import split_windows
+from pipeline.lane.windows import token_arrays
 from pipeline.local import LocalExecutor
 from pipeline.sources import open_source
-from pipeline.windows import token_arrays
 
 SAMPLE = Path(__file__).parents[2] / "deploy" / "sample" / "manual-pages.parquet"
 

@@ -2,7 +2,7 @@ import threading
 
 import pytest
 
-from pipeline.pipe import Pipe, PipeClosed
+from pipeline.lane.pipe import Pipe, PipeClosed
 
 
 def test_items_arrive_in_order_and_bytes_stay_bounded():

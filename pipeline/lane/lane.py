@@ -11,82 +11,24 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Self
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline.chunking import Chunker
-from pipeline.config import SourceConfig
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import BrokenInvariant, CollectionMismatch, SourceError
 from pipeline.job import Job, make_chunker, window_tokens
-from pipeline.pipe import Pipe, PipeClosed
-from pipeline.schemas import Counts, Rejected, Split, SplitAck
-from pipeline.sources import read_split
+from pipeline.lane.pipe import Pipe, PipeClosed
+from pipeline.lane.reading import split_windows
+from pipeline.lane.tally import Tally
+from pipeline.lane.windows import Window, token_arrays
+from pipeline.lane.writing import SplitWriter
+from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store
-from pipeline.windows import NO_CHUNKS, Window, gather, token_arrays
-from pipeline.writing import SplitWriter
-
-
-@dataclass
-class Tally:
-    """What a split has done so far, counted at both ends: the trailer compares them.
-
-    `rows` and `made` (chunks) are counted where they are read; `arrived` (chunks) and `counts` where they are
-    written. A window lost, cut short or doubled in between makes them differ.
-    """
-
-    rows: int = 0
-    made: int = 0
-    arrived: int = 0
-    counts: Counts = field(default_factory=Counts)
-    rejected: list[Rejected] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def spend(self, stage: str, since: float) -> None:
-        """Add the time since `since` to a stage's busy seconds."""
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - since
-
-    def check_trailer(self, split: Split) -> None:
-        """Raise BrokenInvariant unless what was read is what was written."""
-        if (self.rows, self.made) != (self.counts.read, self.arrived):
-            raise BrokenInvariant(
-                f"split {split.id} of {split.uri}: {self.rows} rows and {self.made} chunks were read, "
-                f"{self.counts.read} and {self.arrived} were written or rejected",
-                "Both must be equal before a split is committed",
-                "Run again; if it stays, report it as a bug with this message",
-            )
-
 
 Embedded = tuple[Window, NDArray[np.float32]]
-
-
-def split_windows(
-    split: Split, source: SourceConfig, chunker: Chunker, window_tokens: int
-) -> Iterator[Window]:
-    """Read a split, chunk it, and gather the chunks into windows of about `window_tokens` tokens."""
-    return gather(_pieces(split, source, chunker), window_tokens)
-
-
-def _pieces(split: Split, source: SourceConfig, chunker: Chunker) -> Iterator[Window]:
-    for batch in read_split(split, source):
-        documents = batch.documents
-        deleting = pc.equal(documents.column("operation"), pa.scalar("delete"))
-        gone = documents.filter(deleting).select(["namespace", "document_id"]).to_pylist()
-        yield Window(
-            NO_CHUNKS,
-            rows=documents.num_rows + len(batch.rejected),
-            deleted=tuple((row["namespace"], row["document_id"]) for row in gone),
-            rejected=batch.rejected,
-        )
-        for chunked in chunker.chunk(documents.filter(pc.invert(deleting)), split.uri):
-            yield Window(chunked.chunks, rejected=chunked.rejected)
 
 
 class Lane:

@@ -2,8 +2,8 @@ import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.lane.windows import NO_CHUNKS, WINDOW_ROWS, Window, gather, token_arrays
 from pipeline.schemas import CHUNKS
-from pipeline.windows import NO_CHUNKS, WINDOW_ROWS, Window, gather, token_arrays
 
 
 def chunks(lengths: list[int]) -> pa.RecordBatch:

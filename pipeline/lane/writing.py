@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import StoreConfig
 from pipeline.errors import PointTooLarge
+from pipeline.lane.windows import Window, token_counts
 from pipeline.schemas import Counts, Rejected, Split, point_id
 from pipeline.stores import DocumentWriter, Points, Store, Written
-from pipeline.windows import Window, token_counts
 
 Key = tuple[str, str]  # (namespace, document id)
 
