@@ -111,6 +111,7 @@ class StoreConfig(Section):
 
     url: str = ""
     collection: str = ""
+    profile: Literal["plain", "langchain", "llamaindex", "haystack"] = "plain"
     vector_name: str = ""
     sparse_vector: str = ""  # declare a slot for a sparse vector of this name
     distance: Literal["cosine", "dot", "euclid"] = "cosine"
@@ -152,6 +153,7 @@ class StoreConfig(Section):
 class RunConfig(Section):
     """How a run is executed and where it remembers what is done."""
 
+    id: str = Field(default="", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$|^$")
     executor: Literal["local", "ray"] = "local"
     lanes: int = Field(default=0, ge=0)  # 0: one on a machine without a GPU, else one per GPU
     window_tokens: int = Field(default=0, ge=0)  # 0: sixteen batches
@@ -159,7 +161,12 @@ class RunConfig(Section):
     commit_every_s: float = Field(default=2.0, ge=0)
     split_deadline_s: float = Field(default=3600.0, gt=0)
     split_attempts: int = Field(default=3, ge=1)
+    lease_s: float = Field(default=15.0, ge=0)  # 0: no lease
     state: str = ""  # "": beside an edge store, else $XDG_STATE_HOME/headwater
+    metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: none
+    metrics_file: str = ""
+    log: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "warning"
 
 
 class Settings(BaseSettings):

@@ -4,7 +4,9 @@ HeadwaterError
 ├── TransientError            the same call may succeed later: retried, with a bound
 │   ├── StoreUnavailable      the store did not answer, or answered 5xx
 │   ├── StoreOverloaded       the store asked us to slow down (429); carries retry_after_s
-│   └── LaneDied              a lane's process or node went away
+│   ├── LaneDied              a lane's process or node went away
+│   ├── CollectionHeld        another run works on the collection (exit code 0)
+│   └── LeaseLost             another run has taken the collection over
 └── TerminalError             the same call fails again: reported, never retried
     ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
     ├── SourceError           a source cannot be read
@@ -12,6 +14,7 @@ HeadwaterError
     │   ├── ParityError       the exported graph does not reproduce the model
     │   └── ProviderError     the execution provider asked for is not to be had
     ├── StoreError            the store refused
+    │   ├── StoreHeld         another process has the folder open; carries who and what for
     │   ├── StoreUnauthorized 401 or 403
     │   ├── StoreFull         no space left
     │   └── PointTooLarge     one point is more than the store takes in a request; carries point_id
@@ -60,6 +63,14 @@ class LaneDied(TransientError):
     """A lane's process or node went away in the middle of a split."""
 
 
+class CollectionHeld(TransientError):
+    """Another run works on the collection: there is nothing for this one to do."""
+
+
+class LeaseLost(TransientError):
+    """Another run has taken the collection over; what was committed stands."""
+
+
 class TerminalError(HeadwaterError):
     """The same call would fail again."""
 
@@ -86,6 +97,15 @@ class ProviderError(EncoderError):
 
 class StoreError(TerminalError):
     """The store refused a request."""
+
+
+class StoreHeld(StoreError):
+    """Another process has the store's folder open; `purpose` is what it said it is for, "" if unknown."""
+
+    def __init__(self, got: str, need: str = "", do: str = "", purpose: str = "") -> None:
+        super().__init__(got, need, do)
+        self.args = (got, need, do, purpose)
+        self.purpose = purpose
 
 
 class StoreUnauthorized(StoreError):
