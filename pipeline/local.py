@@ -22,9 +22,9 @@ class LocalExecutor:
         self._store: Store | None = None
         self._lane: Lane | None = None
 
-    def open_store(self, config: StoreConfig) -> Store:
+    def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
         """Open the store the lane will write to."""
-        self._store = open_store(config)
+        self._store = open_store(config, purpose)
         return self._store
 
     def run(

@@ -93,7 +93,7 @@ class Qdrant:
                     return fault
         return None
 
-    def upsert(self, name: str, found: list[models.PointStruct]) -> None:
+    def upsert(self, name: str, found: list[models.PointStruct], where: models.Filter | None = None) -> None:
         by_vector: dict[str, list[models.PointStruct]] = {}
         for point in found:
             named = point.vector if isinstance(point.vector, dict) else {"": point.vector}
@@ -108,6 +108,7 @@ class Qdrant:
                 Points(
                     [str(one.id) for one in some], vectors, [one.payload or {} for one in some], vector_name
                 ),
+                where,
             )
 
     def delete(self, name: str, selector: models.PointsSelector) -> None:
@@ -176,8 +177,12 @@ class Points_(PointsServicer):
 
     @call("upsert")
     def Upsert(self, request, answer):
+        where = optional(request, "update_filter", GrpcToRest.convert_filter)
+        strong = request.HasField("ordering") and request.ordering.type == pb.WriteOrderingType.Strong
+        if where and not strong:
+            raise ValueError("an update filter wants strong ordering")
         self.qdrant.upsert(
-            request.collection_name, [GrpcToRest.convert_point_struct(p) for p in request.points]
+            request.collection_name, [GrpcToRest.convert_point_struct(p) for p in request.points], where
         )
         return done(answer if request.wait else "acknowledged")
 
@@ -347,6 +352,8 @@ class Rest(BaseHTTPRequestHandler):
         if fault and fault.kind != "answer" and self.play(fault):
             return None
         try:
+            if body and body.get("update_filter") and "ordering=strong" not in url.query:
+                raise ValueError("an update filter wants strong ordering")
             result = make()
         except (HeadwaterError, ValueError, KeyError, ValidationError) as error:
             return self.answer(status_of(error), {"status": {"error": str(error)}, "time": 0.0})
@@ -394,7 +401,8 @@ class Rest(BaseHTTPRequestHandler):
                 kind = models.PayloadSchemaType(body["field_schema"])
                 return "index", lambda: store.create_payload_index(name, body["field_name"], kind)
             case "PUT", ["collections", name, "points"]:
-                return "upsert", lambda: self.qdrant.upsert(name, rest_points(body))
+                where = parse(models.Filter | None, body.get("update_filter"))
+                return "upsert", lambda: self.qdrant.upsert(name, rest_points(body), where)
             case "POST", ["collections", name, "points", *rest]:
                 return self.route_points(name, rest, body)
         raise ValueError(f"no route {method} {path}")

@@ -212,9 +212,56 @@ def test_an_upsert_replaces_the_whole_point(store):
     assert store.count("c").count == 10
 
 
+def older(n: int) -> models.Filter:
+    return models.Filter(must=[models.FieldCondition(key="headwater.sequence", range=models.Range(lt=n))])
+
+
+def sequenced(numbers: list[int], sequence: int) -> Points:
+    return points(numbers, payload=lambda n: {"n": n, "headwater": {"sequence": sequence}})
+
+
+def sequences(store: Store) -> dict[int, int]:
+    records, _ = store.scroll("c", limit=50)
+    return {record.payload["n"]: record.payload["headwater"]["sequence"] for record in records}
+
+
+def test_with_a_filter_a_point_is_replaced_only_where_it_matches_and_a_missing_one_is_inserted(store):
+    make(store)
+    store.upsert("c", sequenced([0, 1, 2, 3, 4], 5))
+    store.upsert("c", sequenced([1, 2], 9), older(9))
+    store.upsert("c", sequenced([0, 1, 2, 3, 4, 5, 6, 7], 7), older(7))
+    assert sequences(store) == {0: 7, 1: 9, 2: 9, 3: 7, 4: 7, 5: 7, 6: 7, 7: 7}
+    store.upsert("c", sequenced([0, 1], 7), older(7))  # again: what is there already stays
+    assert sequences(store)[1] == 9
+    # What is asked of the point is asked of the stored one: a payload without the key is not older.
+    store.upsert("c", points([9], payload=lambda n: {"n": n, "headwater": {"sequence": None}}))
+    store.upsert("c", sequenced([9], 3), older(3))
+    assert sequences(store)[9] is None
+    store.upsert("c", sequenced([9], 3))
+    assert sequences(store)[9] == 3
+    # The vector goes with the payload: neither is replaced alone.
+    store.upsert("c", Points([ID[1]], np.array([vector(30)], np.float32), [{"n": 1}]), older(9))
+    (record,) = store.retrieve("c", [ID[1]], with_vectors=True)
+    assert np.allclose(record.vector, vector(1), atol=1e-6)
+
+
+def test_a_filter_of_ids_and_alternatives_decides_too(store):
+    make(store)
+    store.upsert("c", sequenced([0, 1, 2], 1))
+    mine = models.Filter(
+        should=[
+            models.HasIdCondition(has_id=[ID[0]]),
+            models.FieldCondition(key="n", match=models.MatchValue(value=1)),
+        ]
+    )
+    store.upsert("c", sequenced([0, 1, 2, 3], 2), mine)
+    assert sequences(store) == {0: 2, 1: 2, 2: 1, 3: 2}
+
+
 def test_nothing_is_no_error(store):
     make(store)
     store.upsert("c", points([]))
+    store.upsert("c", points([]), older(1))
     store.delete("c", [])
     assert store.retrieve("c", []) == []
     assert store.retrieve("c", [ID[1]]) == []

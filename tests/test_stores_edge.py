@@ -19,10 +19,11 @@ from qdrant_client import models
 from test_stores import FILTERS, ID, points
 
 from pipeline.config import HnswConfig, QuantizationConfig, StoreConfig
-from pipeline.errors import StoreError, StoreFull, UsageError
+from pipeline.errors import StoreError, StoreFull, StoreHeld, UsageError
 from pipeline.stores import Points, collection, nearest, open_store, store_exists
 from pipeline.stores.edge import EdgeStore, edge_error
-from pipeline.stores.edge_folder import CATALOGUE, LOCK
+from pipeline.stores.edge_folder import CATALOGUE
+from pipeline.stores.folder_lock import LOCK
 from pipeline.stores.memory import MemoryStore
 
 WRITER = """
@@ -31,7 +32,7 @@ from pathlib import Path
 from qdrant_client import models
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.points import Points
-store = EdgeStore.open(Path(sys.argv[1]), batch_points=20)
+store = EdgeStore.open(Path(sys.argv[1]), batch_points=20, purpose="ingest into 'häuser'")
 if not store.collection_exists("c"):
     store.create_collection("c", models.VectorParams(size=8, distance="Dot"))
 print("ready", flush=True)
@@ -74,9 +75,10 @@ def test_what_was_acknowledged_survives_kill_9_in_mid_upsert(tmp_path):
 def test_another_process_is_told_who_holds_the_folder(tmp_path):
     process = start_writer(tmp_path)
     try:
-        with pytest.raises(StoreError) as refused:
-            open_store(StoreConfig(url=f"edge:{tmp_path}"))
-        assert f"process {process.pid} on {os.uname().nodename}" in refused.value.got
+        with pytest.raises(StoreHeld) as refused:
+            open_store(StoreConfig(url=f"edge:{tmp_path}"), "search")
+        assert f"process {process.pid} on {os.uname().nodename} (ingest into 'häuser')" in refused.value.got
+        assert refused.value.purpose == "ingest into 'häuser'"
         assert str(tmp_path) in refused.value.got
         assert "Wait for it" in refused.value.do
     finally:

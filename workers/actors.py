@@ -84,9 +84,10 @@ class StoreActor:
     Killed and restarted, it finds every write it had acknowledged: the engine replays its log.
     """
 
-    def __init__(self, config: StoreConfig, folder: str) -> None:
+    def __init__(self, config: StoreConfig, folder: str, purpose: str = "") -> None:
         self._config = config
         self._folder = folder
+        self._purpose = purpose
         self._store: Store | None = None
         self._opening = threading.Lock()  # lanes call at the same time, and only one may take the folder
 
@@ -103,7 +104,7 @@ class StoreActor:
         with self._opening:
             if self._store is None:
                 _enter(self._folder)
-                self._store = open_store(self._config)
+                self._store = open_store(self._config, self._purpose)
             return self._store
 
 

@@ -88,13 +88,13 @@ class RayExecutor:
         self._server: Store | None = None
         self._pool: Pool | None = None
 
-    def open_store(self, config: StoreConfig) -> Store:
+    def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
         """A server is opened by every lane for itself; an edge store is held by one actor that all feed."""
         self._connected = connect()
         if config.url.startswith("edge:"):
-            self._store = open_remote(config)
+            self._store = open_remote(config, purpose)
             return self._store.as_store()
-        self._server = open_store(config)
+        self._server = open_store(config, purpose)
         return self._server
 
     def run(

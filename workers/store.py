@@ -60,7 +60,7 @@ class RemoteStore:
         ray.kill(self._actor)
 
 
-def open_remote(config: StoreConfig) -> RemoteStore:
+def open_remote(config: StoreConfig, purpose: str = "") -> RemoteStore:
     """Give the edge store to one actor on this node, where its folder is; lanes anywhere feed it.
 
     A restarted actor opens the folder again, and Ray repeats the calls it was in: every call of a lane is
@@ -74,7 +74,7 @@ def open_remote(config: StoreConfig) -> RemoteStore:
         "max_concurrency": 4,
         "scheduling_strategy": here,
     }
-    actor = ray.remote(StoreActor).options(**options).remote(config, os.getcwd())
+    actor = ray.remote(StoreActor).options(**options).remote(config, os.getcwd(), purpose)
     return RemoteStore(cast("ActorHandle[Any]", actor))
 
 

@@ -4,6 +4,7 @@ store.py        what every store does: a small subset of QdrantClient's methods
 points.py       points on their way to a store
 connect.py      from a URL to an open store
 edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, edge_models.py)
+folder_lock.py  who holds a folder
 memory.py       qdrant-client's in-memory mode, for tests
 collection.py   collections by alias: make, find, check
 writer.py       the write protocol: whole documents or what was there before

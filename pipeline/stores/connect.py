@@ -17,16 +17,16 @@ from pipeline.stores.store import Store
 FORMS = "edge:DIR, http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or memory:NAME"
 
 
-def open_store(config: StoreConfig) -> Store:
+def open_store(config: StoreConfig, purpose: str = "") -> Store:
     """Open the store that `config.url` names.
 
-    Raises UsageError for a URL of no known form, StoreError for an edge folder that another process
-    holds. Servers are first spoken to by the first call.
+    Raises UsageError for a URL of no known form, StoreHeld for a folder that another process holds; it is told
+    the `purpose` that this one gave. Servers are first spoken to by the first call.
     """
     scheme, _, place = config.url.partition(":")
     match scheme:
         case "edge" if place:
-            return EdgeStore.open(Path(place).expanduser(), config.batch_points)
+            return EdgeStore.open(Path(place).expanduser(), config.batch_points, purpose)
         case "memory":
             return memory_store(place)
         case "http" | "https" | "grpc" | "grpcs":

@@ -17,7 +17,8 @@ from qdrant_client.http.models import QueryResponse
 
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
 from pipeline.stores import edge_models as to
-from pipeline.stores.edge_folder import Catalogue, FolderLock
+from pipeline.stores.edge_folder import Catalogue
+from pipeline.stores.folder_lock import FolderLock
 from pipeline.stores.points import Points
 from pipeline.stores.store import VectorsConfig
 
@@ -47,9 +48,12 @@ class EdgeStore:
         self._guard = threading.RLock()  # catalogue and shards; the engine is thread-safe by itself
 
     @classmethod
-    def open(cls, folder: Path, batch_points: int = 256) -> EdgeStore:
-        """Lock the folder and read its catalogue; raises StoreError where another process holds it."""
-        lock = FolderLock.take(folder)
+    def open(cls, folder: Path, batch_points: int = 256, purpose: str = "") -> EdgeStore:
+        """Lock the folder and read its catalogue; raises StoreHeld where another process holds it.
+
+        `purpose` is what that process is told, if it is ours that holds the folder.
+        """
+        lock = FolderLock.take(folder, purpose)
         try:
             return cls(folder, lock, Catalogue.read(folder), batch_points)
         except BaseException:
@@ -167,11 +171,14 @@ class EdgeStore:
         operation = engine.UpdateOperation.create_field_index(field_name, to.INDEXES[field_schema])
         self._update(collection_name, operation, f"index {field_name!r}")
 
-    def upsert(self, collection_name: str, points: Points) -> None:
+    def upsert(
+        self, collection_name: str, points: Points, update_filter: models.Filter | None = None
+    ) -> None:
+        condition = to.edge_filter(update_filter)
         for batch in points.batches(self._batch_points):
             self._check_room(f"upsert {len(batch)} points into {collection_name!r}", batch)
             with _engine(f"read {len(batch)} points for {collection_name!r}"):
-                operation = engine.UpdateOperation.upsert_points(to.edge_points(batch))
+                operation = engine.UpdateOperation.upsert_points(to.edge_points(batch), condition)
             self._update(collection_name, operation, f"upsert {len(batch)} points")
 
     def retrieve(

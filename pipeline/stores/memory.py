@@ -90,7 +90,9 @@ class MemoryStore:
             indexes = self._indexes.setdefault(self._resolve(collection_name), {})
             indexes[field_name] = models.PayloadIndexInfo(data_type=field_schema, points=0)
 
-    def upsert(self, collection_name: str, points: Points) -> None:
+    def upsert(
+        self, collection_name: str, points: Points, update_filter: models.Filter | None = None
+    ) -> None:
         if not len(points):
             return
         vectors = points.vectors.tolist()
@@ -100,7 +102,7 @@ class MemoryStore:
             payloads=list(points.payloads),
         )
         with self._call():
-            self._client.upsert(collection_name, batch)
+            self._client.upsert(collection_name, batch, update_filter=update_filter)
 
     def retrieve(
         self,

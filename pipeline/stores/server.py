@@ -152,9 +152,11 @@ class ServerStore:
             lambda: self._client.create_payload_index(collection_name, field_name, field_schema, wait=True),
         )
 
-    def upsert(self, collection_name: str, points: Points) -> None:
+    def upsert(
+        self, collection_name: str, points: Points, update_filter: models.Filter | None = None
+    ) -> None:
         for batch in points.batches(self._batch_points):
-            self._upsert(collection_name, batch)
+            self._upsert(collection_name, batch, update_filter)
 
     def retrieve(
         self,
@@ -229,11 +231,13 @@ class ServerStore:
     def close(self) -> None:
         self._client.close()
 
-    def _upsert(self, collection_name: str, points: Points) -> None:
+    def _upsert(self, collection_name: str, points: Points, where: models.Filter | None) -> None:
         """Send points, in halves if they are too many for one request."""
         doing = f"upsert {len(points)} points into {collection_name!r}"
         try:
-            self._update(doing, lambda: self._send(collection_name, points), splittable=len(points) > 1)
+            self._update(
+                doing, lambda: self._send(collection_name, points, where), splittable=len(points) > 1
+            )
         except (BatchTooLarge, StoreOverloaded) as error:
             named = isinstance(error, StoreOverloaded) and error.retry_after_s > 0
             if len(points) == 1 and isinstance(error, BatchTooLarge):
@@ -242,14 +246,24 @@ class ServerStore:
             if named or len(points) == 1:
                 raise
             middle = len(points) // 2
-            self._upsert(collection_name, points.slice(0, middle))
-            self._upsert(collection_name, points.slice(middle, len(points)))
+            self._upsert(collection_name, points.slice(0, middle), where)
+            self._upsert(collection_name, points.slice(middle, len(points)), where)
 
-    def _send(self, collection_name: str, points: Points) -> models.UpdateResult:
+    def _send(self, collection_name: str, points: Points, where: models.Filter | None) -> models.UpdateResult:
+        # A comparison is only worth something where replicas see updates in one order.
+        ordering = models.WriteOrdering.STRONG if where else None
         if not self._over_grpc:
             self._check_size(points, _json_bytes(points))
-            return self._client.upsert(collection_name, _rest_points(points), wait=True)
-        request = grpc.UpsertPoints(collection_name=collection_name, wait=True, points=_grpc_points(points))
+            return self._client.upsert(
+                collection_name, _rest_points(points), wait=True, ordering=ordering, update_filter=where
+            )
+        request = grpc.UpsertPoints(
+            collection_name=collection_name,
+            wait=True,
+            points=_grpc_points(points),
+            ordering=RestToGrpc.convert_write_ordering(ordering) if ordering else None,
+            update_filter=RestToGrpc.convert_filter(where) if where else None,
+        )
         self._check_size(points, request.ByteSize())
         answer = self._client.grpc_points.Upsert(request, timeout=self._timeout_s)
         return GrpcToRest.convert_update_result(answer.result)

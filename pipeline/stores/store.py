@@ -75,11 +75,17 @@ class Store(Protocol):
         """Index a payload key; safe to repeat."""
         ...
 
-    def upsert(self, collection_name: str, points: Points) -> None:
-        """Insert the points, replacing those of the same id.
+    def upsert(
+        self, collection_name: str, points: Points, update_filter: models.Filter | None = None
+    ) -> None:
+        """Insert the points, replacing those of the same id; with `update_filter` only where it matches them.
 
         Returns only when they are applied and survive the death of this process; `flush` makes them survive
         power loss. After an error any part of them may have been written; the same call again is safe.
+
+        The filter is asked of the point as it is stored: a stored point that it does not match stays as it is, and
+        that is no error; a point that is not stored is inserted whatever the filter says, as Qdrant does. Comparing
+        and writing are one step: of two writers one comes after the other, also on a server with replicas.
         """
         ...
 
