@@ -162,7 +162,7 @@ class RunConfig(Section):
     split_deadline_s: float = Field(default=3600.0, gt=0)
     split_attempts: int = Field(default=3, ge=1)
     lease_s: float = Field(default=15.0, ge=0)  # 0: no lease
-    state: str = ""  # "": beside an edge store, else $XDG_STATE_HOME/headwater
+    state: str = ""  # "": in the store's folder, else $XDG_STATE_HOME/headwater
     metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: none
     metrics_file: str = ""
     log: Literal["text", "json"] = "text"

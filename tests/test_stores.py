@@ -40,13 +40,13 @@ def server(tmp_path_factory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(params=["memory", "edge", "grpc", "rest"])
+@pytest.fixture(params=["memory", "local", "edge", "grpc", "rest"])
 def store(request, tmp_path) -> Iterator[Store]:
     match request.param:
         case "memory":
             config = StoreConfig(url="memory:", batch_points=3)
-        case "edge":
-            config = StoreConfig(url=f"edge:{tmp_path / 'store'}", batch_points=3)
+        case "edge" | "local" as kind:
+            config = StoreConfig(url=f"{kind}:{tmp_path / 'store'}", batch_points=3)
         case kind:
             server = request.getfixturevalue("server")
             url = server.grpc_url if kind == "grpc" else server.rest_url

@@ -10,13 +10,13 @@ from test_stores import ID, alias, points
 from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import BrokenInvariant, CollectionMismatch, StoreError, StoreUnavailable, UsageError
 from pipeline.stores import Points, collection, open_store
-from pipeline.stores.memory import MemoryStore
+from pipeline.stores.local import LocalStore
 
 CONFIG = StoreConfig(vector_name="dense", sparse_vector="sparse", payload_indexes={"year": "integer"})
 
 
 def test_a_collection_is_made_behind_its_alias():
-    store = MemoryStore()
+    store = LocalStore.in_memory()
     assert collection.resolve(store, "docs") is None
     physical = collection.create(store, "docs", CONFIG, 4, {"headwater": {"version": "v"}})
     assert physical.startswith("docs__")
@@ -37,20 +37,20 @@ def test_a_collection_is_made_behind_its_alias():
     )
 
 
-class DiesBeforeTheAlias(MemoryStore):
+class DiesBeforeTheAlias(LocalStore):
     def update_collection_aliases(self, changes):
         raise StoreUnavailable("gone")
 
 
 def test_a_half_made_collection_is_never_seen():
-    store = DiesBeforeTheAlias()
+    store = DiesBeforeTheAlias.in_memory()
     with pytest.raises(StoreUnavailable):
         collection.create(store, "docs", CONFIG, 4, {})
     assert collection.resolve(store, "docs") is None
 
 
 def test_a_collection_with_the_aliass_name_is_not_touched():
-    store = MemoryStore()
+    store = LocalStore.in_memory()
     store.create_collection("docs", models.VectorParams(size=4, distance="Dot"))
     with pytest.raises(CollectionMismatch, match="'docs' is a collection that headwater did not make"):
         collection.resolve(store, "docs")
@@ -58,7 +58,7 @@ def test_a_collection_with_the_aliass_name_is_not_touched():
 
 
 def test_an_alias_may_be_moved():
-    store = MemoryStore()
+    store = LocalStore.in_memory()
     old, new = (collection.create(store, name, CONFIG, 4, {}) for name in ("docs", "next"))
     store.update_collection_aliases([alias("docs", new)])
     assert collection.resolve(store, "docs") == new != old
@@ -80,7 +80,7 @@ def test_an_alias_may_be_moved():
     ],
 )
 def test_vectors_that_do_not_fit_are_named_on_both_sides(found, ours, dims, said):
-    store = MemoryStore()
+    store = LocalStore.in_memory()
     physical = collection.create(store, "docs", found, 4, {})
     collection.check_vectors(store, physical, found, 4)
     with pytest.raises(CollectionMismatch) as refused:
@@ -92,7 +92,7 @@ def test_vectors_that_do_not_fit_are_named_on_both_sides(found, ours, dims, said
 
 def test_bits_that_no_codec_has_are_refused():
     config = StoreConfig(quantization=QuantizationConfig(kind="binary", bits=4))
-    store = MemoryStore()
+    store = LocalStore.in_memory()
     with pytest.raises(UsageError, match=r"1, 1\.5, 2"):
         collection.create(store, "docs", config, 4, {})
     assert store.get_collections().collections == []
@@ -100,7 +100,7 @@ def test_bits_that_no_codec_has_are_refused():
 
 @pytest.mark.parametrize(
     "url",
-    ["", "edge:", "local:x", "qdrant://x", "http://", "grpc://", "http://h:99999", "http://h:x", "grpc://h:1/path",
+    ["", "edge:", "local:", "qdrant://x", "http://", "grpc://", "http://h:99999", "http://h:x", "grpc://h:1/path",
      "http://h:0", "http://h/?api_key=1", "docs", "https:/x"],
 )  # fmt: skip
 def test_a_bad_url_is_shown_the_good_forms(url):

@@ -24,7 +24,7 @@ from pipeline.stores import Points, collection, nearest, open_store, store_exist
 from pipeline.stores.edge import EdgeStore, edge_error
 from pipeline.stores.edge_folder import CATALOGUE
 from pipeline.stores.folder_lock import LOCK
-from pipeline.stores.memory import MemoryStore
+from pipeline.stores.local import LocalStore
 
 WRITER = """
 import sys, uuid, numpy as np
@@ -297,7 +297,7 @@ def fields(n, salt):
 @settings(max_examples=15, deadline=None)
 def test_it_answers_as_the_memory_store_does(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("edge")
-    edge, memory = EdgeStore.open(folder, batch_points=5), MemoryStore()
+    edge, memory = EdgeStore.open(folder, batch_points=5), LocalStore.in_memory()
     for store in (edge, memory):
         make(store)
     for kind, what, salt in steps:

@@ -11,7 +11,7 @@ from qdrant_client import models
 from pipeline.errors import BrokenInvariant, StoreUnavailable
 from pipeline.schemas import point_id
 from pipeline.stores import DocumentWriter, Points, Written
-from pipeline.stores.memory import MemoryStore
+from pipeline.stores.local import LocalStore
 
 KEYS = [("", "a"), ("", "b"), ("t", "a"), ("t", "c"), ("", 'x",1')]
 
@@ -67,8 +67,8 @@ class Crashing:
         return self._store.scroll(*args, **kwargs)
 
 
-def empty_store() -> MemoryStore:
-    store = MemoryStore()
+def empty_store() -> LocalStore:
+    store = LocalStore.in_memory()
     store.create_collection("c", models.VectorParams(size=2, distance=models.Distance.DOT))
     return store
 

@@ -79,9 +79,9 @@ class LaneActor:
 
 
 class StoreActor:
-    """The one process that holds an edge store while lanes elsewhere feed it.
+    """The one process that holds a store's folder while lanes elsewhere feed it.
 
-    Killed and restarted, it finds every write it had acknowledged: the engine replays its log.
+    Killed and restarted, it finds every write it had acknowledged.
     """
 
     def __init__(self, config: StoreConfig, folder: str, purpose: str = "") -> None:

@@ -16,7 +16,7 @@ from pipeline.config import Settings, StoreConfig
 from pipeline.errors import LaneDied
 from pipeline.job import Job
 from pipeline.schemas import Counts, Split, SplitAck
-from pipeline.stores import Store, open_store
+from pipeline.stores import Store, folder_of, open_store
 from workers.actors import Place
 from workers.cluster import connect, nodes, share, with_threads
 from workers.pool import Done, Failed, Lost, Pool
@@ -89,9 +89,9 @@ class RayExecutor:
         self._pool: Pool | None = None
 
     def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
-        """A server is opened by every lane for itself; an edge store is held by one actor that all feed."""
+        """A server is opened by every lane for itself; a folder is held by one actor that all feed."""
         self._connected = connect()
-        if config.url.startswith("edge:"):
+        if folder_of(config.url):
             self._store = open_remote(config, purpose)
             return self._store.as_store()
         self._server = open_store(config, purpose)
@@ -138,7 +138,7 @@ class RayExecutor:
         return self._pool.places() if self._pool else []
 
     def store_process(self) -> int | None:
-        """The process that holds the edge store, if there is one."""
+        """The process that holds the store's folder, if it has one."""
         return self._store.process_id() if self._store else None
 
     def close(self) -> None:

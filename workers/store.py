@@ -38,7 +38,7 @@ class RemoteStore:
                 raise cause(error) from error
             except RayActorError as error:
                 raise StoreUnavailable(
-                    f"the process that holds the edge store died: {reason(error)}",
+                    f"the process that holds the store died: {reason(error)}",
                     "One process that holds it",
                     "Run again: what was acknowledged is there",
                 ) from error
@@ -61,7 +61,7 @@ class RemoteStore:
 
 
 def open_remote(config: StoreConfig, purpose: str = "") -> RemoteStore:
-    """Give the edge store to one actor on this node, where its folder is; lanes anywhere feed it.
+    """Give a store in a folder to one actor on this node, where the folder is; lanes anywhere feed it.
 
     A restarted actor opens the folder again, and Ray repeats the calls it was in: every call of a lane is
     idempotent. Creating a collection is not; interrupted just then it is an error, and the run can be started again.

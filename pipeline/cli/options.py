@@ -35,7 +35,9 @@ Encoder = Annotated[
 ]
 Store = Annotated[
     str | None,
-    typer.Option("--store", help="edge:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.", metavar="URL"),
+    typer.Option(
+        "--store", help="edge:DIR, local:DIR, http(s)://HOST:PORT or grpc(s)://HOST:PORT.", metavar="URL"
+    ),
 ]
 Collection = Annotated[
     str | None, typer.Option("--collection", help="The collection's name: an alias that an upgrade can swap.")

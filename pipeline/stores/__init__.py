@@ -5,14 +5,14 @@ points.py       points on their way to a store
 connect.py      from a URL to an open store
 edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, edge_models.py)
 folder_lock.py  who holds a folder
-memory.py       qdrant-client's in-memory mode, for tests
+local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
 writer.py       the write protocol: whole documents or what was there before
 nearest.py      many queries in one request
 filters.py      conditions on metadata as a user types them
 """
 
-from pipeline.stores.connect import open_store, store_exists
+from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
@@ -26,6 +26,7 @@ __all__ = [
     "Points",
     "Store",
     "Written",
+    "folder_of",
     "nearest",
     "open_store",
     "parse_filter",

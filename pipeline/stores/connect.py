@@ -9,12 +9,18 @@ from urllib.parse import SplitResult, urlsplit
 from pipeline.config import StoreConfig
 from pipeline.errors import UsageError
 from pipeline.stores.edge import EdgeStore
-from pipeline.stores.edge_folder import CATALOGUE
-from pipeline.stores.memory import memory_store
+from pipeline.stores.edge_folder import CATALOGUE as EDGE_CATALOGUE
+from pipeline.stores.local import CATALOGUE as LOCAL_CATALOGUE
+from pipeline.stores.local import LocalStore, memory_store
 from pipeline.stores.server import ServerStore
 from pipeline.stores.store import Store
 
-FORMS = "edge:DIR, http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or memory:NAME"
+FORMS = "edge:DIR, local:DIR, http://HOST:PORT, https://HOST:PORT, grpc://HOST:PORT, grpcs://HOST:PORT or memory:NAME"
+
+_CATALOGUES = {
+    "edge": EDGE_CATALOGUE,
+    "local": LOCAL_CATALOGUE,
+}  # stores in a folder, and what shows that it is one
 
 
 def open_store(config: StoreConfig, purpose: str = "") -> Store:
@@ -24,9 +30,12 @@ def open_store(config: StoreConfig, purpose: str = "") -> Store:
     the `purpose` that this one gave. Servers are first spoken to by the first call.
     """
     scheme, _, place = config.url.partition(":")
+    if folder := folder_of(config.url):
+        _check_kind(scheme, folder)
+        if scheme == "edge":
+            return EdgeStore.open(folder, config.batch_points, purpose)
+        return LocalStore.open(folder, purpose)
     match scheme:
-        case "edge" if place:
-            return EdgeStore.open(Path(place).expanduser(), config.batch_points, purpose)
         case "memory":
             return memory_store(place)
         case "http" | "https" | "grpc" | "grpcs":
@@ -34,10 +43,27 @@ def open_store(config: StoreConfig, purpose: str = "") -> Store:
     raise _bad(config.url, "is no store we know")
 
 
+def folder_of(url: str) -> Path | None:
+    """The folder of a store in one, which one process at a time can hold; None for all others, and for a bad URL."""
+    scheme, _, place = url.partition(":")
+    return Path(place).expanduser() if scheme in _CATALOGUES and place else None
+
+
 def store_exists(config: StoreConfig) -> bool:
-    """False for an edge folder that holds no store yet, which `open_store` would make; True for all else."""
-    scheme, _, place = config.url.partition(":")
-    return scheme != "edge" or (Path(place).expanduser() / CATALOGUE).exists()
+    """False for a folder that holds no store yet, which `open_store` would make; True for all else."""
+    folder = folder_of(config.url)
+    return folder is None or (folder / _CATALOGUES[config.url.partition(":")[0]]).exists()
+
+
+def _check_kind(scheme: str, folder: Path) -> None:
+    """Raise UsageError where a folder holds a store of another kind."""
+    for other, catalogue in _CATALOGUES.items():
+        if other != scheme and (folder / catalogue).exists() and not (folder / _CATALOGUES[scheme]).exists():
+            raise UsageError(
+                f"{folder} holds the store {other}:{folder}, not {scheme}:",
+                "One kind of store in a folder",
+                f"Say --store {other}:{folder}, or choose another folder",
+            )
 
 
 def _split(url: str) -> SplitResult:

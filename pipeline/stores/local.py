@@ -1,34 +1,75 @@
-"""The memory store: qdrant-client's own model of a server, in this process and gone with it. For tests."""
+"""The local store: qdrant-client's own model of a server, over a folder that other programs can open, or in memory.
+
+LangChain, LlamaIndex and Haystack open the same folder as `QdrantClient(path=…)`. In memory it is for tests.
+"""
 
 from __future__ import annotations
 
+import logging
+import os
+import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.models import QueryResponse
 
-from pipeline.errors import HeadwaterError, StoreError
+from pipeline.errors import HeadwaterError, StoreError, StoreFull
+from pipeline.stores.folder_lock import FolderLock, held_by_another
 from pipeline.stores.points import Points
 from pipeline.stores.store import VectorsConfig
 
+CATALOGUE = "meta.json"
+"""Where qdrant-client keeps the collections, their metadata and the aliases."""
 
-class MemoryStore:
-    """Collections in memory, one caller at a time: qdrant-client's local mode is not thread-safe.
+log = logging.getLogger(__name__)
 
-    Nothing survives the process; `close` keeps the points, so that a store reached by name can be opened
-    again.
+
+class LocalStore:
+    """Collections in a folder or in memory, one caller at a time: qdrant-client's local mode is not thread-safe.
+
+    In a folder, what `upsert` and `delete` did survives SIGKILL, point by point; after `flush` it survives power loss
+    too. In memory nothing survives the process; `close` keeps the points there, so that a store reached by name can
+    be opened again. Every search compares all vectors, and all of them are in memory.
     """
 
-    def __init__(self) -> None:
-        self._client = QdrantClient(":memory:")
+    def __init__(
+        self, client: QdrantClient, folder: Path | None = None, held: FolderLock | None = None
+    ) -> None:
+        self._client = client
+        self._folder = folder
+        self._held = held
         self._lock = threading.Lock()
         self._indexes: dict[str, dict[str, models.PayloadIndexInfo]] = {}  # local mode keeps none
+        self._connections: dict[str, sqlite3.Connection] = {}
+        self._relax()
+
+    @classmethod
+    def open(cls, folder: Path, purpose: str = "") -> LocalStore:
+        """Lock the folder and read all of it into memory; raises StoreHeld where another program holds it."""
+        held = FolderLock.take(folder, purpose)
+        try:
+            client = _client(folder)
+            log.warning(
+                "local:%s is for up to about 20,000 points and one process at a time: every search compares all of "
+                "them. Use edge:DIR or a server for more",
+                folder,
+            )
+            return cls(client, folder, held)
+        except BaseException:
+            held.release()
+            raise
+
+    @classmethod
+    def in_memory(cls) -> LocalStore:
+        """An empty store that is gone with its process."""
+        return cls(QdrantClient(":memory:"))
 
     def __repr__(self) -> str:
-        return "MemoryStore()"
+        return f"LocalStore({str(self._folder or ':memory:')!r})"
 
     def get_collections(self) -> models.CollectionsResponse:
         with self._call():
@@ -50,12 +91,14 @@ class MemoryStore:
     ) -> bool:
         """Make an empty collection; settings of indexes and disks are taken and mean nothing here."""
         with self._call():
-            return self._client.create_collection(
+            made = self._client.create_collection(
                 collection_name,
                 vectors_config=vectors_config,
                 sparse_vectors_config=sparse_vectors_config,
                 metadata=metadata,
             )
+            self._relax()
+            return made
 
     def get_collection(self, collection_name: str) -> models.CollectionInfo:
         with self._call():
@@ -67,6 +110,7 @@ class MemoryStore:
         with self._call():
             known = {one.name for one in self._client.get_collections().collections}
             self._indexes.pop(collection_name, None)
+            self._connections.pop(collection_name, None)
             self._client.delete_collection(collection_name)
             return collection_name in known
 
@@ -85,6 +129,7 @@ class MemoryStore:
     def create_payload_index(
         self, collection_name: str, field_name: str, field_schema: models.PayloadSchemaType
     ) -> None:
+        """Take note of an index until the store is closed; there is nothing that would use one."""
         with self._call():
             self._client.get_collection(collection_name)
             indexes = self._indexes.setdefault(self._resolve(collection_name), {})
@@ -157,13 +202,38 @@ class MemoryStore:
         return found, None if following is None else str(following)
 
     def flush(self) -> None:
-        """Do nothing: there is no disk."""
+        with self._call():
+            for connection in self._connections.values():
+                connection.execute("PRAGMA wal_checkpoint(FULL)")
+            if self._folder:
+                for path in (self._folder / CATALOGUE, self._folder):
+                    _sync(path)
 
     def optimize(self, collection_name: str) -> None:
         """Do nothing: there is no index."""
 
     def close(self) -> None:
-        """Do nothing: the store lives as long as whoever holds it."""
+        """Let go of the folder, flushed; nothing in memory, where the store lives as long as whoever holds it."""
+        if self._held is None or not self._held.held:
+            return
+        try:
+            self.flush()
+            with self._call():
+                self._client.close()
+        finally:
+            self._held.release()
+
+    def _relax(self) -> None:
+        """Let SQLite sync the disk in `flush` and no longer after every point, which made them 20 to 100 a second.
+
+        With a write-ahead log each point is still there after SIGKILL, and power loss costs the last points only.
+        """
+        for name, kept in getattr(self._client._client, "collections", {}).items():
+            connection = getattr(getattr(kept, "storage", None), "storage", None)
+            if name not in self._connections and isinstance(connection, sqlite3.Connection):
+                connection.execute("PRAGMA journal_mode=WAL")
+                connection.execute("PRAGMA synchronous=NORMAL")
+                self._connections[name] = connection
 
     def _resolve(self, collection_name: str) -> str:
         aliases = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}
@@ -178,20 +248,50 @@ class MemoryStore:
             except HeadwaterError:
                 raise
             except Exception as error:
-                raise StoreError(f"the memory store refused: {error}") from error
+                if "disk is full" in str(error) or getattr(error, "errno", None) == 28:
+                    raise StoreFull(
+                        f"{self} has no room: {error}", "", "Free some space and run again"
+                    ) from error
+                raise StoreError(f"{self} refused: {error}") from error
+
+
+def memory_store(name: str) -> LocalStore:
+    """The memory store of this name in this process; a fresh one for the empty name."""
+    if not name:
+        return LocalStore.in_memory()
+    with _BY_NAME_LOCK:
+        if name not in _BY_NAME:
+            _BY_NAME[name] = LocalStore.in_memory()
+        return _BY_NAME[name]
+
+
+_BY_NAME: dict[str, LocalStore] = {}
+_BY_NAME_LOCK = threading.Lock()
+
+
+def _client(folder: Path) -> QdrantClient:
+    try:
+        # Every call is made under our lock, so that threads may share SQLite's connections.
+        return QdrantClient(path=str(folder), force_disable_check_same_thread=True)
+    except RuntimeError as error:
+        if "already accessed" in str(error):  # it locks the folder too, and says no more
+            raise held_by_another(folder) from None
+        raise
+    except (ValueError, KeyError, TypeError, OSError, sqlite3.Error) as error:
+        raise StoreError(
+            f"the local store {folder} cannot be read: {error}",
+            "A folder that qdrant-client wrote",
+            "Restore it from a backup, or choose another folder",
+        ) from error
 
 
 def _keys(with_payload: bool | Sequence[str]) -> bool | list[str]:
     return with_payload if isinstance(with_payload, bool) else list(with_payload)
 
 
-_BY_NAME: dict[str, MemoryStore] = {}
-_BY_NAME_LOCK = threading.Lock()
-
-
-def memory_store(name: str) -> MemoryStore:
-    """The memory store of this name in this process; a fresh one for the empty name."""
-    if not name:
-        return MemoryStore()
-    with _BY_NAME_LOCK:
-        return _BY_NAME.setdefault(name, MemoryStore())
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
