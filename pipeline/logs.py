@@ -14,6 +14,7 @@ import json
 import logging
 import re
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,6 +57,9 @@ def logger(name: str) -> BoundLogger:
     return BoundLogger(logging.getLogger(name), [ProcessorFormatter.wrap_for_formatter], {})
 
 
+_log = logger(__name__)
+
+
 def configure(settings: Settings, write: Callable[[str], None] | None = None) -> None:
     """Write this process's log lines as the settings say, each by one call of `write` (by default to stderr).
 
@@ -72,6 +76,8 @@ def configure(settings: Settings, write: Callable[[str], None] | None = None) ->
     root.setLevel(max(level, logging.WARNING))
     for ours in ("pipeline", "workers"):
         logging.getLogger(ours).setLevel(level)
+    sys.excepthook = lambda *info: _log.critical("crashed", exc_info=info)
+    threading.excepthook = lambda died: _log.critical("crashed", exc_info=died[:3], thread=str(died.thread))
 
 
 def as_json() -> bool:

@@ -14,11 +14,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
+from pipeline import logs, metrics
 from pipeline.config import StoreConfig
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, open_store
+from workers.metrics import RaySink
 
 
 @dataclass(frozen=True)
@@ -50,9 +52,15 @@ class LaneActor:
         return Place(os.getpid(), node, os.environ.get("CUDA_VISIBLE_DEVICES", ""))
 
     def open(self) -> None:
-        """Load the encoder and open the store. Call once, before any split."""
+        """Load the encoder and open the store. Call once, before any split.
+
+        From here on the process's log lines name the run, and its numbers go to Ray.
+        """
         with _crossing():
             _enter(self._folder)
+            logs.configure(self._job.settings)
+            logs.set_run(self._job.run)
+            metrics.send_to(RaySink(self._job.settings.store.collection))
             # Tokenizers would else take every core in each lane.
             os.environ.setdefault("RAYON_NUM_THREADS", str(self._job.settings.encoder.threads))
             store = self._store or open_store(self._job.settings.store)

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import ray
 
+from pipeline import logs, metrics
 from pipeline.config import Settings, StoreConfig
 from pipeline.errors import LaneDied
 from pipeline.job import Job
@@ -19,8 +20,11 @@ from pipeline.schemas import Counts, Split, SplitAck
 from pipeline.stores import Store, folder_of, open_store
 from workers.actors import Place
 from workers.cluster import connect, nodes, share, with_threads
+from workers.metrics import RaySink
 from workers.pool import Done, Failed, Lost, Pool
 from workers.store import RemoteStore, open_remote
+
+log = logs.logger(__name__)
 
 
 class Work:
@@ -91,6 +95,7 @@ class RayExecutor:
     def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
         """A server is opened by every lane for itself; a folder is held by one actor that all feed."""
         self._connected = connect()
+        metrics.send_to(RaySink(config.collection))
         if folder_of(config.url):
             self._store = open_remote(config, purpose)
             return self._store.as_store()
@@ -120,10 +125,13 @@ class RayExecutor:
                     case Done(split, ack):
                         deaths = 0
                         yield split, ack
-                    case Failed():
+                    case Failed(split, error):
+                        metrics.record(metrics.RETRIES, 1, type(error).__name__)
+                        log.warning("split_retried", split=split.id, error=str(error))
                         work.failed(outcome)
                     case Lost():
                         deaths += 1
+                        metrics.record(metrics.RETRIES, 1, LaneDied.__name__)
                         self._check_deaths(deaths, parts.lanes, outcome.why)
                         for given_up in work.lost(outcome):
                             deaths = 0
@@ -149,6 +157,7 @@ class RayExecutor:
             self._store.close()
         if self._server:
             self._server.close()
+        metrics.send_to(None)
         if self._connected:
             ray.shutdown()
         self._pool = self._store = None

@@ -7,7 +7,6 @@ here in the driver alone: no split is held while anybody sleeps.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ import ray
 from ray.actor import ActorHandle
 from ray.exceptions import ActorDiedError, RayError, RayTaskError
 
+from pipeline import logs
 from pipeline.errors import LaneDied, TransientError
 from pipeline.job import Job
 from pipeline.schemas import Split, SplitAck
@@ -27,7 +27,7 @@ from workers.actors import LaneActor, Place
 from workers.cluster import LaneShare
 from workers.store import cause, reason
 
-logger = logging.getLogger(__name__)
+log = logs.logger(__name__)
 
 CREDITS = 2  # splits a lane holds: one that encodes, one that begins or ends
 POLL_S = 0.25
@@ -178,6 +178,7 @@ class Pool:
             lane.starting = lane.actor.open.remote()
         else:
             lane.starting = None
+            log.info("lane_ready", **vars(lane.place))
 
     def _ended(self, lane: Handle, reference: Any) -> Done | Failed:  # noqa: ANN401 - a reference
         split, _ = lane.running[reference]
@@ -203,6 +204,9 @@ class Pool:
 
     def _lost(self, lane: Handle, why: str, machine: bool) -> Lost:
         """Kill what may be left of a lane, start another, and give back the splits it held."""
+        splits = [split.id for split, _ in lane.running.values()]
+        where = vars(lane.place) if lane.place else {}
+        log.warning("lane_lost", why=why, machine_lost=machine, splits=splits, **where)
         ray.kill(lane.actor)
         self._lanes.remove(lane)
         self._start()
@@ -226,7 +230,7 @@ class Pool:
             )
         if not self._told:
             self._told = True
-            logger.warning("%s", message)
+            log.warning("lanes_wait", why=message)
 
 
 def _died_alone(lane: Handle, error: RayError) -> bool:

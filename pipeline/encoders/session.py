@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,6 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import metrics
 from pipeline.config import EncoderConfig
 from pipeline.encoders.batching import plan_batches
 from pipeline.encoders.parity import Run, pad
@@ -120,8 +122,9 @@ class Encoder:
         if self._run is None:
             raise EncoderError("a closed encoder", "An open one", "")
         ids, mask = pad(rows, self._pad_id)
+        since = time.perf_counter()
         try:
-            return self._run(ids, mask)
+            vectors = self._run(ids, mask)
         except Exception as error:
             fits = not is_out_of_memory(error)
             if fits or len(rows) == 1:
@@ -132,7 +135,13 @@ class Encoder:
                 ) from error
             self.batch_tokens = max(ids.size // 2, 1)  # later batches need not find out again
             log.warning("out of memory at %d tokens a batch: going on with %d", ids.size, self.batch_tokens)
+            metrics.record(metrics.RETRIES, 1, "OutOfMemory")
             return None
+        metrics.record(metrics.ENCODER_SECONDS, time.perf_counter() - since)
+        tokens = sum(len(row) for row in rows)
+        metrics.record(metrics.ENCODER_TOKENS, tokens, "text")
+        metrics.record(metrics.ENCODER_TOKENS, ids.size - tokens, "padding")
+        return vectors
 
     def _query_input(self, text: str) -> NDArray[np.int32]:
         ids = self.query_tokenizer.encode(text)

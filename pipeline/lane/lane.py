@@ -12,11 +12,13 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import logs
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import BrokenInvariant, CollectionMismatch, SourceError
 from pipeline.job import Job, make_chunker, window_tokens
@@ -27,6 +29,8 @@ from pipeline.lane.windows import Window, token_arrays
 from pipeline.lane.writing import SplitWriter
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store
+
+log = logs.logger(__name__)
 
 Embedded = tuple[Window, NDArray[np.float32]]
 
@@ -76,7 +80,9 @@ class Lane:
         tally = Tally()
         self._running[split.id] = tally
         try:
-            error = self._pump(split, tally)
+            with logs.about(split.id):
+                log.debug("split_begun", uri=split.uri)
+                error = self._pump(split, tally)
         finally:
             del self._running[split.id]
         complete = error is None and not self._stop.is_set()
@@ -92,8 +98,9 @@ class Lane:
         embedded: Pipe[Embedded] = Pipe(limit)
         broken: str | None = None
         with ThreadPoolExecutor(2, thread_name_prefix=f"split-{split.id[:8]}") as threads:
-            reading = threads.submit(self._read, split, windows, tally)
-            writing = threads.submit(self._write, split, embedded, tally)
+            # Their log lines are about this split, too.
+            reading = threads.submit(copy_context().run, self._read, split, windows, tally)
+            writing = threads.submit(copy_context().run, self._write, split, embedded, tally)
             try:
                 self._encode(windows, embedded, tally)
             except SourceError as error:

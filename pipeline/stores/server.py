@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 import math
 import ssl
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from qdrant_client.http.models import QueryResponse
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 from tenacity.wait import wait_exponential_jitter
 
+from pipeline import logs, metrics
 from pipeline.config import StoreConfig
 from pipeline.errors import (
     HeadwaterError,
@@ -40,7 +40,7 @@ _BACKOFF = wait_exponential_jitter(multiplier=0.2, max=10.0, jitter=0.5)
 
 Answer = TypeVar("Answer")
 
-log = logging.getLogger(__name__)
+log = logs.logger(__name__)
 
 
 class ServerStore:
@@ -320,8 +320,9 @@ class ServerStore:
 def _tell(state: RetryCallState) -> None:
     """Say once for each call that we wait; the first attempt again is too soon to bother anybody."""
     error = state.outcome.exception() if state.outcome else None
+    metrics.record(metrics.RETRIES, 1, type(error).__name__)
     if state.attempt_number == 2 and isinstance(error, HeadwaterError):
-        log.warning("%s; trying again for a while", error.got)
+        log.warning("retrying", cause=type(error).__name__, error=f"{error.got}; trying again for a while")
 
 
 def _pause(state: RetryCallState) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import models
 
+from pipeline import metrics
 from pipeline.errors import BrokenInvariant, PointTooLarge
 from pipeline.stores.points import Points
 from pipeline.stores.store import Store
@@ -76,12 +77,16 @@ class DocumentWriter:
     def _write(self, points: Points) -> Written:
         rest, ended = self._sort(points)
         for batch in points.take(rest).batches(self._batch_points) if rest else ():
-            self._store.upsert(self._collection, batch)
+            self._upsert(batch)
         removed = self._delete(self._surplus(ended))
         heads = [self._heads.pop(key) for key in ended]
         for start in range(0, len(heads), self._batch_points):
-            self._store.upsert(self._collection, _join(heads[start : start + self._batch_points]))
+            self._upsert(_join(heads[start : start + self._batch_points]))
         return Written(sum(ended.values()), len(heads), removed)
+
+    def _upsert(self, points: Points) -> None:
+        with metrics.timed(metrics.UPSERT_SECONDS):
+            self._store.upsert(self._collection, points)
 
     def delete(self, documents: Sequence[Key]) -> int:
         """Delete all chunks of these documents, heads last; returns how many there were.
