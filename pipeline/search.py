@@ -1,7 +1,11 @@
-"""The query side: reads a collection's contract, loads the encoder it names, searches."""
+"""The query side: reads a collection's contract, loads the encoder it names, searches.
+
+`from pipeline.search import Reader` is what a RAG backend needs.
+"""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -12,8 +16,22 @@ from numpy.typing import NDArray
 from pipeline.config import DEFAULT_ENCODER, EncoderConfig, StoreConfig
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import CollectionMismatch, EncoderError
-from pipeline.stores import Filter, Hit, Store, collection, nearest, open_store, parse_filter, store_exists
+from pipeline.stores import (
+    Filter,
+    Hit,
+    Profile,
+    Store,
+    collection,
+    nearest,
+    open_store,
+    parse_filter,
+    profile_named,
+    store_exists,
+)
 from pipeline.versions import Contract
+
+_DOCUMENT = ["headwater.namespace", "headwater.document_id"]
+_PAGE = 256  # points retrieved by id in one request
 
 
 @dataclass(frozen=True)
@@ -35,13 +53,18 @@ class Result:
 
 
 class Reader:
-    """Searches one collection with the encoder its contract names; refuses any other."""
+    """Searches one collection with the encoder its contract names; refuses any other.
+
+    May be used from several threads at once. The `_async` methods search in a thread of the loop's own pool, so that
+    the event loop goes on meanwhile.
+    """
 
     def __init__(self, store: Store, physical: str, contract: Contract, encoder: Encoder) -> None:
         self.contract = contract
         self._store = store
         self._collection = physical
         self._encoder = encoder
+        self._profile = profile_named(contract.profile)
 
     @classmethod
     def open(cls, store_config: StoreConfig, encoder_config: EncoderConfig | None = None) -> Self:
@@ -59,7 +82,7 @@ class Reader:
         )
         if not store_exists(store_config):
             raise missing
-        store = open_store(store_config)
+        store = open_store(store_config, f"search in {alias!r}")
         try:
             physical = collection.resolve(store, alias)
             if physical is None:
@@ -97,11 +120,23 @@ class Reader:
                 "A finite vector with a direction",
                 "Check the model with headwater doctor",
             )
-        condition = parse_filter(list(where))
+        condition = parse_filter(where, self._profile)
         if not by_document:
             found = self._nearest(vectors, limit, condition)
-            return [[_result(hit) for hit in hits] for hits in found]
+            return [[_result(hit, hit.payload, self._profile) for hit in hits] for hits in found]
         return self._best_of_documents(vectors, limit, condition)
+
+    async def search_async(
+        self, query: str, limit: int = 10, where: Sequence[str] = (), by_document: bool = False
+    ) -> list[Result]:
+        """`search` for an event loop."""
+        return await asyncio.to_thread(self.search, query, limit, where, by_document)
+
+    async def search_many_async(
+        self, queries: Sequence[str], limit: int = 10, where: Sequence[str] = (), by_document: bool = False
+    ) -> list[list[Result]]:
+        """`search_many` for an event loop."""
+        return await asyncio.to_thread(self.search_many, queries, limit, where, by_document)
 
     def close(self) -> None:
         """Close the store and free the encoder."""
@@ -114,23 +149,42 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _nearest(self, vectors: NDArray[np.float32], limit: int, condition: Filter | None) -> list[list[Hit]]:
-        return nearest(self._store, self._collection, vectors, limit, condition, self.contract.vector_name)
+    def _nearest(
+        self,
+        vectors: NDArray[np.float32],
+        limit: int,
+        condition: Filter | None,
+        with_payload: bool | Sequence[str] = True,
+    ) -> list[list[Hit]]:
+        name = self.contract.vector_name
+        return nearest(self._store, self._collection, vectors, limit, condition, name, with_payload)
 
     def _best_of_documents(
         self, vectors: NDArray[np.float32], limit: int, condition: Filter | None
     ) -> list[list[Result]]:
-        """Ask for ever more chunks until enough documents are among them, or there are no more."""
-        results: list[list[Result]] = [[] for _ in range(len(vectors))]
+        """Ask for ever more chunks until enough documents are among them, or there are no more; read those alone."""
+        best: list[list[Hit]] = [[] for _ in range(len(vectors))]
         asking, depth = list(range(len(vectors))), 2 * limit
         while asking:
             unsatisfied = []
-            for query, hits in zip(asking, self._nearest(vectors[asking], depth, condition), strict=True):
-                results[query] = _best(hits)[:limit]
-                if len(results[query]) < limit and len(hits) == depth:
+            found = self._nearest(vectors[asking], depth, condition, _DOCUMENT)
+            for query, hits in zip(asking, found, strict=True):
+                best[query] = _best(hits)[:limit]
+                if len(best[query]) < limit and len(hits) == depth:
                     unsatisfied.append(query)
             asking, depth = unsatisfied, 2 * depth
-        return results
+        payloads = self._payloads({hit.id for hits in best for hit in hits})
+        return [
+            [_result(hit, payloads[hit.id], self._profile) for hit in hits if hit.id in payloads]
+            for hits in best
+        ]
+
+    def _payloads(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The payloads of these points; a point deleted meanwhile is left out."""
+        wanted = sorted(ids)
+        pages = (wanted[start : start + _PAGE] for start in range(0, len(wanted), _PAGE))
+        found = (record for page in pages for record in self._store.retrieve(self._collection, page))
+        return {str(record.id): record.payload or {} for record in found}
 
 
 def _vectors_of(contract: Contract, config: StoreConfig) -> StoreConfig:
@@ -138,26 +192,26 @@ def _vectors_of(contract: Contract, config: StoreConfig) -> StoreConfig:
     return config.model_copy(update={"vector_name": contract.vector_name, "distance": contract.distance})
 
 
-def _best(hits: Iterable[Hit]) -> list[Result]:
-    """The first result of each document, in order."""
-    best: dict[tuple[str, str], Result] = {}
+def _best(hits: Iterable[Hit]) -> list[Hit]:
+    """The first hit of each document, in order."""
+    best: dict[tuple[str, str], Hit] = {}
     for hit in hits:
-        key = (hit.payload["headwater"]["namespace"], hit.payload["headwater"]["document_id"])
-        if key not in best:
-            best[key] = _result(hit)
+        ours = hit.payload["headwater"]
+        best.setdefault((ours["namespace"], ours["document_id"]), hit)
     return list(best.values())
 
 
-def _result(hit: Hit) -> Result:
-    ours = hit.payload["headwater"]
+def _result(hit: Hit, payload: dict[str, Any], profile: Profile) -> Result:
+    ours = payload["headwater"]
+    text, metadata = profile.read(payload)
     return Result(
         document_id=ours["document_id"],
         chunk_index=ours["chunk_index"],
         score=hit.score,
-        text=hit.payload["text"],
+        text=text,
         start=ours["start"],
         end=ours["end"],
-        metadata=hit.payload["metadata"],
+        metadata=metadata,
         encoder_version=ours["encoder_version"],
     )
 

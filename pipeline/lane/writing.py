@@ -13,7 +13,7 @@ from pipeline.config import StoreConfig
 from pipeline.errors import PointTooLarge
 from pipeline.lane.windows import Window, token_counts
 from pipeline.schemas import Counts, Rejected, Split, point_id
-from pipeline.stores import DocumentWriter, Points, Store, Written
+from pipeline.stores import DocumentWriter, Points, Store, Written, profile_named
 
 Key = tuple[str, str]  # (namespace, document id)
 
@@ -26,6 +26,7 @@ class SplitWriter:
     ) -> None:
         self._split = split
         self._vector_name = config.vector_name
+        self._profile = profile_named(config.profile)
         self._encoder_version = encoder_version
         self._writer = DocumentWriter(store, collection, config.batch_points)
         self._broken: Key | None = None  # a rejected document of which chunks may still come
@@ -106,20 +107,17 @@ class SplitWriter:
         return Rejected(row["document_id"], self._split.uri, row["row"], stage, reason, message)
 
     def _payload(self, row: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "text": row["text"],
-            "metadata": json.loads(row["metadata"]),
-            "headwater": {
-                "document_id": row["document_id"],
-                "namespace": row["namespace"],
-                "chunk_index": row["chunk_index"],
-                "chunk_count": row["chunk_count"],
-                "start": row["start"],
-                "end": row["end"],
-                "sequence": row["sequence"],
-                "encoder_version": self._encoder_version,
-            },
+        ours = {
+            "document_id": row["document_id"],
+            "namespace": row["namespace"],
+            "chunk_index": row["chunk_index"],
+            "chunk_count": row["chunk_count"],
+            "start": row["start"],
+            "end": row["end"],
+            "sequence": row["sequence"],
+            "encoder_version": self._encoder_version,
         }
+        return self._profile.write(row["point_id"], row["text"], json.loads(row["metadata"]), ours)
 
 
 def _owner(rows: list[dict[str, Any]], point: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from qdrant_client import models
 
 from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import CollectionMismatch, UsageError
+from pipeline.stores.profiles import profile_named
 from pipeline.stores.store import Store
 
 OUR_INDEXES = {
@@ -61,10 +62,11 @@ def create(store: Store, alias: str, config: StoreConfig, dims: int, metadata: d
         metadata=metadata,
     )
     # Before any point: an index added later costs a pass over all points, and HNSW misses its filter links.
+    profile = profile_named(config.profile)
     wanted = {
-        f"metadata.{key}": models.PayloadSchemaType(kind) for key, kind in config.payload_indexes.items()
+        profile.path(key): models.PayloadSchemaType(kind) for key, kind in config.payload_indexes.items()
     }
-    for key, kind in (OUR_INDEXES | wanted).items():
+    for key, kind in {**OUR_INDEXES, **profile.indexes, **wanted}.items():
         store.create_payload_index(physical, key, kind)
     store.update_collection_aliases([_create_alias(alias, physical)])
     return physical

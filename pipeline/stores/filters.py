@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from qdrant_client import models
 
 from pipeline.errors import UsageError
+from pipeline.stores.profiles import OURS, Profile, profile_named
 
 Filter = models.Filter
 
@@ -18,7 +19,8 @@ _EXAMPLES = (
     "lang=en, lang!=en, lang=en|de, year>=2000, year<2010, draft=true, document_id=42, "
     'or a Qdrant filter as JSON: {"must": [{"key": "metadata.lang", "match": {"value": "en"}}]}'
 )
-_OURS = {"document_id": "headwater.document_id", "namespace": "headwater.namespace"}
+_OURS = {"document_id": f"{OURS}.document_id", "namespace": f"{OURS}.namespace"}
+_PLAIN = profile_named("plain")
 _CONDITION = re.compile(
     r"\s*(?P<key>[^<>=!\s][^<>=!]*?)\s*(?P<operator>>=|<=|!=|==|>|<|=)\s*(?P<value>.*?)\s*", re.S
 )
@@ -27,10 +29,11 @@ _MATCHED = range(-(2**63), 2**63)
 _BOUNDS = {">=": "gte", ">": "gt", "<=": "lte", "<": "lt"}
 
 
-def parse_filter(expressions: Sequence[str]) -> Filter | None:
+def parse_filter(expressions: Sequence[str], profile: Profile = _PLAIN) -> Filter | None:
     """A filter that asks for all the expressions to hold; None for none.
 
-    Keys are metadata keys (`a.b` reaches into structs); `document_id` and `namespace` are the document's own.
+    Keys are metadata keys (`a.b` reaches into structs), wherever `profile` keeps them; `document_id` and `namespace`
+    are the document's own.
     A value that reads as an integer or a bool matches those and the same text; quote it ("42") for the text
     alone. Raises UsageError with examples.
     """
@@ -43,7 +46,7 @@ def parse_filter(expressions: Sequence[str]) -> Filter | None:
         matched = _CONDITION.fullmatch(expression)
         if matched is None or not matched["value"]:
             raise _bad(expression, "it is not KEY OPERATOR VALUE")
-        key = _OURS.get(matched["key"], f"metadata.{matched['key']}")
+        key = _OURS.get(matched["key"]) or profile.path(matched["key"])
         if matched["operator"] in _BOUNDS:
             must.append(_range(expression, key, matched["operator"], matched["value"]))
         else:
@@ -71,7 +74,7 @@ def _equals(key: str, text: str) -> models.Condition:
             continue
         texts.append(part)
         value = _number_or_bool(part)
-        if value is not None and key.startswith("metadata."):
+        if value is not None and key not in _OURS.values():
             others.append(_equal_value(key, value))
     match = models.MatchValue(value=texts[0]) if len(texts) == 1 else models.MatchAny(any=texts)
     as_text = models.FieldCondition(key=key, match=match)

@@ -32,13 +32,18 @@ def nearest(
     limit: int,
     where: models.Filter | None = None,
     vector_name: str = "",
+    with_payload: bool | Sequence[str] = True,
 ) -> list[list[Hit]]:
-    """For each row of `vectors` (float32[n, dim]) the `limit` nearest points that match, best first."""
+    """For each row of `vectors` (float32[n, dim]) the `limit` nearest points that match, best first.
+
+    `with_payload` may name the keys of the payload that are wanted.
+    """
     answers = []
+    payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
     for rows in _pieces(vectors.tolist()):
         requests = [
             models.QueryRequest(
-                query=row, using=vector_name or None, filter=where, limit=limit, with_payload=True
+                query=row, using=vector_name or None, filter=where, limit=limit, with_payload=payload
             )
             for row in rows
         ]

@@ -17,10 +17,11 @@ KEY = "headwater"
 
 @dataclass(frozen=True)
 class Contract:
-    """The encoder, chunker and vector of a collection.
+    """The encoder, chunker, vector and payload profile of a collection.
 
     `model`, `precision`, `max_tokens` and the prompts are what a reader needs to load the same encoder again;
-    `encoder_version` is what it must then find. `dims` is the width of the vectors.
+    `encoder_version` is what it must then find. `dims` is the width of the vectors;
+    `profile` says where payloads keep text and metadata.
     """
 
     encoder_version: str
@@ -33,6 +34,7 @@ class Contract:
     vector_name: str
     dims: int
     distance: str
+    profile: str
 
     def metadata(self) -> dict[str, Any]:
         """The contract in the form the collection's metadata keeps."""
@@ -69,4 +71,13 @@ class Contract:
                 f"but collection {collection!r} was cut with version {self.chunker_version}",
                 "One collection is cut in one way",
                 "Restore the [chunking] settings, or ingest into another --collection",
+            )
+
+    def check_profile(self, profile: str, collection: str) -> None:
+        """Raise CollectionMismatch unless payloads would be laid out as those in the collection are."""
+        if profile != self.profile:
+            raise CollectionMismatch(
+                f"store.profile is {profile!r}, but the payloads of collection {collection!r} are {self.profile!r}",
+                "One collection is read by one kind of client",
+                f"Set store.profile = {self.profile!r}, or ingest into another --collection",
             )
