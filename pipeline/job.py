@@ -58,14 +58,15 @@ def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -
         vector_name=settings.store.vector_name,
         dims=spec.dims,
         distance=settings.store.distance,
+        profile=settings.store.profile,
     )
 
 
 def check_collection(store: Store, settings: Settings, contract: Contract) -> str | None:
     """The physical collection behind the alias if there is one and it takes our points.
 
-    Raises CollectionMismatch that names both sides where the encoder, the chunking, the dimension, the distance
-    or the vector's name differ.
+    Raises CollectionMismatch that names both sides where the encoder, the chunking, the payload profile, the
+    dimension, the distance or the vector's name differ.
     """
     alias = settings.store.collection
     physical = collection.resolve(store, alias)
@@ -74,6 +75,7 @@ def check_collection(store: Store, settings: Settings, contract: Contract) -> st
     found = Contract.read(collection.read_metadata(store, physical), alias)
     found.check_encoder(contract.encoder_version, contract.model, alias)
     found.check_chunker(contract.chunker_version, alias)
+    found.check_profile(contract.profile, alias)
     collection.check_vectors(store, physical, settings.store, contract.dims)
     return physical
 

@@ -10,12 +10,14 @@ collection.py   collections by alias: make, find, check
 writer.py       the write protocol: whole documents or what was there before
 nearest.py      many queries in one request
 filters.py      conditions on metadata as a user types them
+profiles.py     where payloads keep text and metadata, by the client that reads them
 """
 
 from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
+from pipeline.stores.profiles import Profile, profile_named
 from pipeline.stores.store import Store
 from pipeline.stores.writer import DocumentWriter, Written
 
@@ -24,11 +26,13 @@ __all__ = [
     "Filter",
     "Hit",
     "Points",
+    "Profile",
     "Store",
     "Written",
     "folder_of",
     "nearest",
     "open_store",
     "parse_filter",
+    "profile_named",
     "store_exists",
 ]
