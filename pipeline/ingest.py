@@ -9,18 +9,24 @@ import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from pipeline import logs
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import prepare_encoder
+from pipeline.errors import CollectionHeld, StoreHeld
 from pipeline.job import Job, check_target, make_chunker, open_job
-from pipeline.schemas import Counts, Observer, Progress, Split, SplitAck, Unreadable
+from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.sources import Source, open_source
-from pipeline.stores import Store, collection
-from pipeline.sync import Ledger, plan_hash, write_rejected
+from pipeline.stores import Lease, Store, collection, folder_of, hold
+from pipeline.summary import Summary
+from pipeline.sync import Header, Ledger, Run, now, plan_hash, runs, write_rejected
+
+NOTHING_DONE = "Nothing was done here; run again when it has ended"
+log = logs.logger(__name__)
 
 RUN_KEY = "headwater_run"  # in the collection's metadata: the run that wrote to it last
 
@@ -28,8 +34,8 @@ RUN_KEY = "headwater_run"  # in the collection's metadata: the run that wrote to
 class Executor(Protocol):
     """Runs splits on lanes. It owns the lanes and the store, and decides who may open it."""
 
-    def open_store(self, config: StoreConfig) -> Store:
-        """The store as the driver sees it; lanes may share it or open their own."""
+    def open_store(self, config: StoreConfig, purpose: str) -> Store:
+        """The store as the driver sees it; lanes may share it or open their own. Others are told the purpose."""
 
     def run(
         self, job: Job, splits: Sequence[Split], stop: threading.Event
@@ -47,45 +53,6 @@ class Executor(Protocol):
         """End the lanes, then close the store."""
 
 
-@dataclass(frozen=True)
-class Summary:
-    """What a run did, with everything that earlier attempts of the same run had committed.
-
-    `seconds` is the wall time of this attempt; `resumed_splits` were committed by earlier ones.
-    """
-
-    counts: Counts
-    seconds: float
-    run: str
-    collection: str
-    encoder_version: str
-    resumed_splits: int
-    failed: tuple[Unreadable, ...]
-    interrupted: bool
-    dead_letter: Path | None
-
-    @property
-    def exit_code(self) -> int:
-        """0 all indexed, 1 something could not be read, 3 done with rejected documents, 130 interrupted."""
-        if self.interrupted:
-            return 130
-        return 1 if self.failed else 3 if self.counts.rejected else 0
-
-    def as_dict(self) -> dict[str, Any]:
-        """The summary as JSON values; the counts at the top level."""
-        return {
-            **self.counts.as_dict(),
-            "seconds": round(self.seconds, 3),
-            "run": self.run,
-            "collection": self.collection,
-            "encoder_version": self.encoder_version,
-            "resumed_splits": self.resumed_splits,
-            "failed": [vars(failed) for failed in self.failed],
-            "interrupted": self.interrupted,
-            "dead_letter": str(self.dead_letter) if self.dead_letter else None,
-        }
-
-
 def ingest(
     uri: str,
     settings: Settings,
@@ -96,7 +63,8 @@ def ingest(
     """Bring the collection in step with the source.
 
     After a crash at any moment, the same call ends with exactly the points of an uninterrupted run; splits whose
-    acknowledgement was committed are not read again. Raises HeadwaterError where nothing sensible can go on.
+    acknowledgement was committed are not read again. Raises CollectionHeld where another run works on the
+    collection, LeaseLost where one has taken it over meanwhile, and HeadwaterError where nothing sensible can go on.
     """
     began = time.perf_counter()
     check_target(settings)
@@ -104,74 +72,112 @@ def ingest(
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="headwater-"))
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
+        stack.callback(executor.close)
+        store, lease = _hold_collection(settings, executor, stop, stack)
         observe(Progress("preparing the encoder"))
         spec, tokenizer = prepare_encoder(settings.encoder)
-        chunker = make_chunker(settings, spec, tokenizer)
-        stack.callback(executor.close)
-        store = executor.open_store(settings.store)
-        job = open_job(store, settings, spec, chunker.version)
-        return _run(source, job, store, executor, stop, observe, began)
+        job = open_job(store, settings, spec, make_chunker(settings, spec, tokenizer).version)
+        ledger = _open_ledger(source, job, store)
+        if ledger.finished is not None:
+            return Summary.of_finished(*ledger.finished)
+        job = replace(job, run=ledger.run_id)
+        logs.set_run(job.run)
+        if lease:
+            lease.run = job.run
+        book = _index(source, job, Book(ledger, store, source.splits, settings.run), executor, stop, observe)
+        if lease:
+            lease.check()
+        summary = _sum_up(source, job, ledger, book, stop, time.perf_counter() - began)
+        ledger.end(summary.as_dict())
+        log.info("run_finished", **summary.as_dict())
+        return summary
+
+
+def _hold_collection(
+    settings: Settings, executor: Executor, stop: threading.Event, stack: ExitStack
+) -> tuple[Store, Lease | None]:
+    """Open the store and take the collection's lease, or raise CollectionHeld; a lease that is lost sets `stop`."""
+    name, purpose = settings.store.collection, f"ingest into {settings.store.collection!r}"
+    try:
+        store = executor.open_store(settings.store, purpose)
+        lease = stack.enter_context(hold(store, name, settings.run.id, settings.run.lease_s, stop.set))
+    except StoreHeld as held:
+        if held.purpose != purpose:
+            raise
+        raise CollectionHeld(held.got, "One run at a time", NOTHING_DONE) from held
+    return store, lease
 
 
 def state_folder(settings: Settings) -> Path:
-    """Where runs remember what is done: as configured, beside an edge store, or in the user's state folder."""
+    """Where runs remember what is done: as configured, in the store's folder, or in the user's state folder."""
     if settings.run.state:
         return Path(settings.run.state).expanduser()
-    kind, _, place = settings.store.url.partition(":")
-    if kind == "edge":
-        return Path(place).expanduser() / ".headwater"
+    if folder := folder_of(settings.store.url):
+        return folder / ".headwater"
     home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
     return Path(home).expanduser() / "headwater"
 
 
-def _run(
-    source: Source,
-    job: Job,
-    store: Store,
-    executor: Executor,
-    stop: threading.Event,
-    observe: Observer,
-    began: float,
-) -> Summary:
-    folder = state_folder(job.settings) / job.collection
-    config = job.settings.source.model_dump(mode="json")
-    plan = plan_hash(source.uri, config, job.chunker_version, job.spec.version, job.collection)
-    ledger = _open_ledger(folder, plan, store, job.collection)
-    pending = [split for split in source.splits if split not in ledger]
-    book = Book(ledger, store, ledger.counts(source.splits), job.settings.run.commit_every_s)
+def history(settings: Settings) -> list[Run]:
+    """The runs that this machine remembers of a store's collection, or of all, the latest first."""
+    name = settings.store.collection
+    return runs(list(state_folder(settings).glob(f"{name}__*" if name else "*__*")))
+
+
+def _open_ledger(source: Source, job: Job, store: Store) -> Ledger:
+    """Resume or begin a run, and write in the collection's metadata that this run writes to it now."""
+    settings = job.settings
+    config = settings.source.model_dump(mode="json")
+    header = Header(
+        run=settings.run.id,
+        plan=plan_hash(source.uri, config, job.chunker_version, job.spec.version, job.collection),
+        source=source.uri,
+        collection=settings.store.collection,
+        encoder_version=job.spec.version,
+        splits=len(source.splits),
+        documents=source.rows,
+        began=now(),
+    )
+    last_run = str(collection.read_metadata(store, job.collection).get(RUN_KEY, ""))
+    ledger = Ledger.open(state_folder(settings) / job.collection, header, last_run)
+    if ledger.finished is None and ledger.run_id != last_run:
+        store.update_collection(job.collection, metadata={RUN_KEY: ledger.run_id})
+    return ledger
+
+
+def _index(
+    source: Source, job: Job, book: Book, executor: Executor, stop: threading.Event, observe: Observer
+) -> Book:
+    """Run the splits that are not committed, and book their trailers."""
+    book.begin()
     with _watching(executor, book, source.rows, observe):
         try:
-            with closing(executor.run(job, pending, stop)) as trailers:
+            with closing(executor.run(job, book.open_splits(), stop)) as trailers:
                 for split, ack in trailers:
                     book.add(split, ack)
         finally:
             book.commit()
-    interrupted = stop.is_set() and book.open_splits(pending) > 0
-    failed = (*source.unreadable, *book.failed)
-    dead_letter = folder / f"rejected-{ledger.run_id}.parquet"
+    return book
+
+
+def _sum_up(
+    source: Source, job: Job, ledger: Ledger, book: Book, stop: threading.Event, seconds: float
+) -> Summary:
+    """The summary of this attempt, with the dead-letter file written."""
+    dead_letter = ledger.file.with_name(f"rejected-{ledger.run_id}.parquet")
     wrote = write_rejected(dead_letter, itertools.chain(ledger.rejected(source.splits), book.uncommitted))
-    if not failed and not interrupted:
-        ledger.finish()
     return Summary(
         counts=book.counts,
-        seconds=time.perf_counter() - began,
+        earlier=book.earlier,
+        seconds=seconds,
         run=ledger.run_id,
         collection=job.collection,
         encoder_version=job.spec.version,
-        resumed_splits=len(source.splits) - len(pending),
-        failed=failed,
-        interrupted=interrupted,
+        resumed_splits=book.resumed_splits,
+        failed=(*source.unreadable, *book.failed),
+        interrupted=stop.is_set() and bool(book.open_splits()),
         dead_letter=dead_letter if wrote else None,
     )
-
-
-def _open_ledger(folder: Path, plan: str, store: Store, physical: str) -> Ledger:
-    """Resume or begin a run, and write in the collection's metadata that this run writes to it now."""
-    last_run = str(collection.read_metadata(store, physical).get(RUN_KEY, ""))
-    ledger = Ledger.open(folder, plan, last_run)
-    if ledger.run_id != last_run:
-        store.update_collection(physical, metadata={RUN_KEY: ledger.run_id})
-    return ledger
 
 
 @contextmanager

@@ -17,13 +17,15 @@ from pipeline.versions import Contract
 class Job:
     """What every lane of a run is given.
 
-    `collection` is the physical collection behind the alias; `spec` is the encoder every lane must find.
+    `collection` is the physical collection behind the alias; `spec` is the encoder every lane must find; `run` names
+    the run once its ledger is open.
     """
 
     settings: Settings
     spec: EncoderSpec
     collection: str
     chunker_version: str
+    run: str = ""
 
 
 def check_target(settings: Settings) -> None:

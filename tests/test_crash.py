@@ -38,7 +38,7 @@ def wait_for_commits(process, index, at_least):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         ledgers = list(index.glob(".headwater/*/*.jsonl"))
-        if ledgers and ledgers[0].read_bytes().count(b"\n") > at_least:
+        if ledgers and ledgers[0].read_bytes().count(b'"split":') >= at_least:
             return
         assert process.poll() is None, process.communicate()
         time.sleep(0.005)

@@ -3,23 +3,21 @@ import json
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UsageError
 from pipeline.schemas import Counts, Rejected, Split, SplitAck
-from pipeline.sync import Ledger, write_rejected
+from pipeline.sync import Header, Ledger, now, write_rejected
+from pipeline.sync.ledger import KEPT
+
+
+def header(plan="plan", run=""):
+    return Header(run, plan, "docs.parquet", "docs", "v1", 3, 9, now())
 
 
 def reopen(folder):
     """Open the ledger of "plan" on a collection that nobody else has written to."""
-    header = (
-        (folder / "ledger.jsonl").read_bytes().split(b"\n")[0]
-        if (folder / "ledger.jsonl").exists()
-        else b"{}"
-    )
-    try:
-        last_run = json.loads(header).get("run", "")
-    except ValueError:
-        last_run = ""
-    return Ledger.open(folder, "plan", last_run)
+    files = sorted(folder.glob("run-*.jsonl"), key=lambda file: file.stat().st_mtime_ns)
+    last_run = files[-1].stem.removeprefix("run-") if files else ""
+    return Ledger.open(folder, header(), last_run)
 
 
 def split(name: str, superseded: tuple[int, ...] = ()) -> Split:
@@ -29,6 +27,10 @@ def split(name: str, superseded: tuple[int, ...] = ()) -> Split:
 def ack(name: str, read: int = 3) -> SplitAck:
     lost = Rejected("a\ud800b" if name == "odd" else "a", "u", 1, "source", "empty_text", "no text")
     return SplitAck(name, Counts(read=read, indexed=read - 1, rejected=1), (lost,))
+
+
+def summary(ledger, exit_code=0, interrupted=False):
+    return {"exit_code": exit_code, "interrupted": interrupted, "run": ledger.run_id}
 
 
 def test_an_unfinished_run_is_resumed_with_its_counts_and_rejections(tmp_path):
@@ -48,24 +50,63 @@ def test_an_unfinished_run_is_resumed_with_its_counts_and_rejections(tmp_path):
 def test_a_finished_run_is_never_a_reason_to_skip_work(tmp_path):
     ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a"))])
-    ledger.finish()
+    ledger.end(summary(ledger))
     again = reopen(tmp_path)
     assert again.run_id != ledger.run_id
     assert split("a") not in again
 
 
+@pytest.mark.parametrize(("exit_code", "interrupted"), [(1, False), (130, True)])
+def test_a_run_that_ended_before_it_was_done_is_resumed(tmp_path, exit_code, interrupted):
+    ledger = reopen(tmp_path)
+    ledger.commit([(split("a"), ack("a"))])
+    ledger.end(summary(ledger, exit_code, interrupted))
+    again = reopen(tmp_path)
+    assert again.run_id == ledger.run_id
+    assert split("a") in again
+
+
+@pytest.mark.parametrize("exit_code", [0, 3])
+def test_a_named_run_that_is_finished_stays_finished_whoever_wrote_since(tmp_path, exit_code):
+    ledger = Ledger.open(tmp_path, header(run="nightly"), "")
+    ledger.end(summary(ledger, exit_code))
+    reopen(tmp_path)
+    again = Ledger.open(tmp_path, header(run="nightly"), "another run")
+    assert again.finished is not None
+    assert again.finished[0] == summary(ledger, exit_code)
+
+
+def test_a_named_run_is_resumed_and_after_another_one_wrote_begins_anew(tmp_path):
+    ledger = Ledger.open(tmp_path, header(run="nightly"), "")
+    ledger.commit([(split("a"), ack("a"))])
+    assert split("a") in Ledger.open(tmp_path, header(run="nightly"), "nightly")
+    assert split("a") not in Ledger.open(tmp_path, header(run="nightly"), "another run")
+
+
+def test_a_name_is_not_given_to_two_plans(tmp_path):
+    Ledger.open(tmp_path, header(run="nightly"), "")
+    with pytest.raises(UsageError, match="nightly"):
+        Ledger.open(tmp_path, header("other plan", run="nightly"), "nightly")
+
+
+def test_only_the_latest_ledgers_are_kept(tmp_path):
+    for n in range(KEPT + 5):
+        Ledger.open(tmp_path, header(f"plan {n}"), "")
+    assert len(list(tmp_path.glob("run-*.jsonl"))) == KEPT
+
+
 def test_another_plan_forgets_what_the_last_one_did(tmp_path):
     ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a"))])
-    other = Ledger.open(tmp_path, "other plan", ledger.run_id)
+    other = Ledger.open(tmp_path, header("other plan"), ledger.run_id)
     assert split("a") not in other
-    assert split("a") not in Ledger.open(tmp_path, "plan", other.run_id)
+    assert split("a") not in Ledger.open(tmp_path, header(), other.run_id)
 
 
 def test_a_run_is_not_resumed_over_what_another_one_wrote(tmp_path):
     ledger = reopen(tmp_path)
     ledger.commit([(split("a"), ack("a"))])
-    assert split("a") not in Ledger.open(tmp_path, "plan", "another run")
+    assert split("a") not in Ledger.open(tmp_path, header(), "another run")
 
 
 def test_a_split_whose_losing_rows_changed_is_another_split(tmp_path):
@@ -85,7 +126,7 @@ def test_a_torn_tail_is_dropped_and_written_over(tmp_path, cut):
     assert split("b") not in again
     again.commit([(split("b"), ack("b"))])
     lines = again.file.read_bytes().splitlines()
-    assert [json.loads(line).get("split") for line in lines] == [None, "a", "b"]
+    assert [name for line in lines if (name := json.loads(line).get("split"))] == ["a", "b"]
 
 
 def test_a_ledger_whose_header_is_torn_begins_anew(tmp_path):
@@ -97,7 +138,7 @@ def test_a_ledger_whose_header_is_torn_begins_anew(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="file"):
-        Ledger.open(tmp_path / "file" / "state", "plan", "")
+        Ledger.open(tmp_path / "file" / "state", header(), "")
 
 
 def test_dead_letters_hold_every_rejected_document(tmp_path):

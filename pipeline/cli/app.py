@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import signal
-import sys
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -16,15 +16,27 @@ from rich.markup import escape
 
 from pipeline import doctor as checks
 from pipeline import ingest as runs
+from pipeline import logs, metrics
 from pipeline import plan as plans
 from pipeline.cli import options
-from pipeline.cli.report import console, print_json, print_table, progress
+from pipeline.cli.report import (
+    console,
+    print_error,
+    print_json,
+    print_runs,
+    print_table,
+    progress,
+    say,
+    stray,
+)
 from pipeline.config import Settings
-from pipeline.errors import UsageError
+from pipeline.errors import CollectionHeld, UsageError
 from pipeline.evaluation import evaluate_retrieval, read_queries
+from pipeline.ingest import history
 from pipeline.job import check_target
 from pipeline.local import LocalExecutor
 from pipeline.search import Reader, Result
+from pipeline.summary import Summary
 
 app = typer.Typer(
     name="headwater",
@@ -72,26 +84,59 @@ def ingest(
     executor: Annotated[
         Literal["local", "ray"] | None, typer.Option("--executor", help="Threads here, or lanes on Ray.")
     ] = None,
+    run_id: Annotated[
+        str | None,
+        typer.Option(
+            "--run-id", help="Started again under this name, the run resumes or says that it is done."
+        ),
+    ] = None,
     config: options.Config = None,
     set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Bring a collection in step with a source. Run again after a crash, it ends as if nothing had happened."""
-    flags = _flags(id, text, template, encoder, store, collection) | {"run.executor": executor}
+    flags = _flags(id, text, template, encoder, store, collection)
+    flags |= {"run.executor": executor, "run.id": run_id}
     settings = options.settings(config, set, flags)
-    # Ray prints the deaths of its workers to stdout, which belongs to the JSON.
-    with redirect_stdout(sys.stderr), _draining() as stop, progress() as observe:
-        summary = runs.ingest(source, settings, _executor(settings), stop, observe)
+    try:
+        # Ray prints the deaths of its workers to stdout, which belongs to the JSON.
+        with redirect_stdout(stray()), _draining() as stop, progress() as observe, _counted(settings):
+            summary = runs.ingest(source, settings, _executor(settings), stop, observe)
+            if summary.exit_code in (0, 3):
+                metrics.record(metrics.FINISHED, time.time())
+    except CollectionHeld as held:  # the other run does this one's work: no failure to wake anybody for
+        _say_held(held, json_out)
+        return
     if json_out:
         print_json(summary.as_dict())
-    else:
+    elif not logs.as_json():
         print_table(f"{source} → {settings.store.collection}", _shown(summary))
+    if summary.finished_at:
+        say(f"run {summary.run} was finished at {summary.finished_at}: nothing was left to do")
     for failed in summary.failed:
-        console.print(f"[bold red]failed:[/] {escape(failed.message)}")
+        print_error(failed.message, "failed")
     if summary.dead_letter:
-        console.print(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
+        say(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def status(
+    store: options.Store = None,
+    collection: options.Collection = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="One run alone.")] = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Show the runs of this machine, going on and past, the latest first."""
+    settings = options.settings(config, set, _flags(None, None, None, None, store, collection))
+    found = [run for run in history(settings) if run_id in (None, run.header.run)]
+    if json_out:
+        print_json([run.as_dict() for run in found])
+    else:
+        print_runs(found)
 
 
 @app.command()
@@ -219,6 +264,19 @@ def _executor(settings: Settings) -> runs.Executor:
     return RayExecutor(settings)
 
 
+def _counted(settings: Settings) -> AbstractContextManager[None]:
+    """Publish what this process counts; on Ray, the executor and the lanes give it to Ray."""
+    if settings.run.executor == "local":
+        return metrics.published(settings.run, settings.store.collection)
+    if settings.run.metrics_port or settings.run.metrics_file:
+        raise UsageError(
+            "run.metrics_port or run.metrics_file is set, and the run goes to Ray",
+            "On Ray, metrics are on the metrics endpoint of each of its machines",
+            "Scrape those, and set neither",
+        )
+    return nullcontext()
+
+
 @contextmanager
 def _draining() -> Iterator[threading.Event]:
     """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once."""
@@ -228,7 +286,7 @@ def _draining() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print("stopping: finishing what is in flight; once more to stop at once")
+        say("stopping: finishing what is in flight; once more to stop at once")
 
     before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -238,7 +296,13 @@ def _draining() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _shown(summary: runs.Summary) -> dict[str, object]:
+def _say_held(held: CollectionHeld, json_out: bool) -> None:
+    if json_out:
+        print_json({"held": held.got})
+    say(str(held))
+
+
+def _shown(summary: Summary) -> dict[str, object]:
     """The summary as a person wants it: zeros of rare outcomes left out, with rates."""
     counts = summary.counts
     always = {"read", "indexed", "rejected", "chunks"}
@@ -246,8 +310,8 @@ def _shown(summary: runs.Summary) -> dict[str, object]:
         name: value for name, value in counts.as_dict().items() if value or name in always
     }
     shown["seconds"] = f"{summary.seconds:.1f}"
-    if counts.tokens:
-        shown["tokens a second"] = f"{counts.tokens / summary.seconds:,.0f}"
+    if counts.tokens > summary.earlier.tokens:
+        shown["tokens a second"] = f"{(counts.tokens - summary.earlier.tokens) / summary.seconds:,.0f}"
     shown["collection"] = summary.collection
     shown["encoder version"] = summary.encoder_version[:12]
     return shown

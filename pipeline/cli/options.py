@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from pipeline import logs
+from pipeline.cli.report import print_line
 from pipeline.config import Settings, load
 from pipeline.errors import UsageError
 
@@ -54,9 +56,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def settings(config: Path | None, overrides: list[str] | None, flags: Mapping[str, Any]) -> Settings:
-    """Load the settings; flags that were not given do not count, `--set` is weaker than a flag of its own."""
+    """Load the settings; flags that were not given do not count, `--set` is weaker than a flag of its own.
+
+    From here on log lines are written as they say.
+    """
     given = {key: value for key, value in flags.items() if value is not None}
-    return load(config, {**dict(map(_override, overrides or [])), **given})
+    loaded = load(config, {**dict(map(_override, overrides or [])), **given})
+    logs.configure(loaded, print_line)
+    return loaded
 
 
 def _override(text: str) -> tuple[str, Any]:

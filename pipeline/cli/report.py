@@ -1,22 +1,29 @@
-"""What a person sees: progress, tables, errors, all on stderr; and JSON for machines on stdout."""
+"""What a person sees: progress, tables, errors, all on stderr; and JSON for machines on stdout.
+
+Where log lines are JSON, stderr belongs to them: what else would be said there becomes a log line too.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
-from pipeline import schemas
+from pipeline import logs, schemas
+from pipeline.sync import Run
 
 console = Console(stderr=True, soft_wrap=True, highlight=False)
+
+log = logs.logger("pipeline.cli")
 
 
 def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
@@ -25,14 +32,50 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     sys.stdout.flush()
 
 
-def print_error(message: str) -> None:
+def print_error(message: str, label: str = "error") -> None:
     """Write an error for a person on stderr."""
-    console.print(f"[bold red]error:[/] {escape(message)}")
+    if logs.as_json():
+        log.error(label, error=message)
+    else:
+        console.print(f"[bold red]{label}:[/] {escape(logs.redacted(message))}")
 
 
 def print_warning(message: str) -> None:
     """Write a warning for a person on stderr."""
-    console.print(f"[bold yellow]warning:[/] {escape(message)}")
+    if logs.as_json():
+        log.warning(message)
+    else:
+        console.print(f"[bold yellow]warning:[/] {escape(logs.redacted(message))}")
+
+
+def print_line(line: str) -> None:
+    """Write a line on stderr as it is; a progress bar stays whole below it."""
+    console.out(line, highlight=False)
+
+
+def say(message: str) -> None:
+    """Tell a person on stderr what happens."""
+    if logs.as_json():
+        log.warning(message)
+    else:
+        console.print(escape(message))
+
+
+def stray() -> TextIO:
+    """Where libraries may print what they print to stdout: stderr."""
+    return _StrayLines() if logs.as_json() else sys.stderr
+
+
+class _StrayLines(io.StringIO):
+    """Makes every line printed a log line."""
+
+    _begun = ""
+
+    def write(self, text: str) -> int:
+        *lines, self._begun = (self._begun + text).split("\n")
+        for line in filter(str.strip, lines):
+            log.warning(line)
+        return len(text)
 
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
@@ -41,6 +84,38 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     for name, value in rows.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
     console.print(table)
+
+
+def print_runs(found: Sequence[Run]) -> None:
+    """Write runs as a table on stderr, one a line."""
+    if not found:
+        console.print("no run is remembered here; --store and --collection say whose are looked for")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for column in ("run", "collection", "state", "documents", "rejected", "splits", "last heard of"):
+        table.add_column(column, no_wrap=True)
+    for run in found:
+        table.add_row(*_run_row(run))
+    Console(stderr=True, highlight=False, width=max(console.width, 132)).print(table)  # wider than a pipe's 80
+
+
+def _run_row(run: Run) -> tuple[str, ...]:
+    header, done = run.header, run.committed
+    total = f" of {header.documents:,}" if header.documents is not None else ""
+    state = {
+        "running": f"running: {run.process}",
+        "lost": "lost: run it again",
+        "elsewhere": f"{run.process}?",
+    }
+    return (
+        escape(header.run),
+        escape(header.collection),
+        escape(state.get(run.state, run.state)),
+        f"{done.read:,}{total}",
+        f"{done.rejected:,}",
+        f"{run.splits_done:,} of {header.splits:,}",
+        run.last_at[:19].replace("T", " "),
+    )
 
 
 class Clock:
@@ -68,8 +143,8 @@ class Clock:
 
 @contextmanager
 def progress() -> Iterator[schemas.Observer]:
-    """An observer that draws a bar on a terminal, or writes a line every ten seconds elsewhere."""
-    if console.is_terminal:
+    """An observer that draws a bar on a terminal, or writes a line (or log line) every ten seconds elsewhere."""
+    if console.is_terminal and not logs.as_json():
         with _bar() as observer:
             yield observer
     else:
@@ -116,6 +191,9 @@ class _Lines:
         if state.stage == self._stage and now - self._at < 10:
             return
         self._stage, self._at = state.stage, now
+        if logs.as_json():
+            log.info("progress", stage=state.stage, documents=state.documents, total=state.total)
+            return
         if state.stage != "indexing":
             console.print(f"{state.stage} …")
             return

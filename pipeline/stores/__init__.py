@@ -7,6 +7,7 @@ edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, 
 folder_lock.py  who holds a folder
 local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
+lease.py        one run at a time on a collection
 writer.py       the write protocol: whole documents or what was there before
 nearest.py      many queries in one request
 filters.py      conditions on metadata as a user types them
@@ -15,6 +16,7 @@ profiles.py     where payloads keep text and metadata, by the client that reads 
 
 from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.filters import Filter, parse_filter
+from pipeline.stores.lease import Lease, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import Profile, profile_named
@@ -25,11 +27,13 @@ __all__ = [
     "DocumentWriter",
     "Filter",
     "Hit",
+    "Lease",
     "Points",
     "Profile",
     "Store",
     "Written",
     "folder_of",
+    "hold",
     "nearest",
     "open_store",
     "parse_filter",

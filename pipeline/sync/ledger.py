@@ -12,12 +12,16 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, UsageError
+from pipeline.owner import Owner
 from pipeline.schemas import Counts, Rejected, Split, SplitAck
+
+KEPT = 50  # ledgers of a collection: what `headwater status` looks back on
 
 
 def split_key(split: Split) -> str:
@@ -28,62 +32,102 @@ def split_key(split: Split) -> str:
     return f"{split.id}-{lost[:16]}"
 
 
+@dataclass(frozen=True)
+class Header:
+    """What a run is: its plan, and what `status` says of it. `documents` is None where only reading tells."""
+
+    run: str
+    plan: str
+    source: str
+    collection: str
+    encoder_version: str
+    splits: int
+    documents: int | None
+    began: str
+
+
+Finished = tuple[dict[str, Any], str]
+"""The summary of a run that is finished, and when it ended."""
+
+
 class Ledger:
     """The committed splits of one run of one plan on one collection.
 
     After a crash at any moment, `open` finds every split whose `commit` returned, and drops a torn last line.
     """
 
-    def __init__(self, file: Path, run_id: str, done: dict[str, int]) -> None:
+    def __init__(
+        self, file: Path, run_id: str, done: dict[str, int], finished: tuple[dict[str, Any], str] | None
+    ) -> None:
         self.file = file
         self.run_id = run_id
+        self.finished = (
+            finished  # summary and time of a named run that was finished before: nothing is left to do
+        )
         self._done = done  # split key -> byte offset of its line
 
     @classmethod
-    def open(cls, folder: Path, plan: str, last_run: str) -> Self:
+    def open(cls, folder: Path, plan: Header, last_run: str) -> Self:
         """Resume the unfinished run of this plan, or begin a new one; creates `folder`.
 
         `last_run` is the run that wrote to the collection last, as its metadata says: any other than ours has
-        changed what we remember as done, so then nothing is resumed.
+        changed what we remember as done, so then nothing is resumed. A run that was named (`plan.run`) and is
+        finished stays finished, whoever wrote since. Raises UsageError where a run of that name had another plan.
         """
-        file = folder / "ledger.jsonl"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            return cls._resume(file, plan, last_run) or cls._begin(file, plan)
+            ledger = cls._resume(_file(folder, plan.run or last_run), plan, last_run)
+            if ledger is None:  # one without a commit is false
+                ledger = cls._begin(folder, plan)
+            if ledger.finished is None:
+                ledger._append({"attempt": Owner.here().as_dict(), "at": now()})
         except OSError as error:
             raise StoreError(
                 f"the ledger in {folder} cannot be written: {error}",
                 "A folder to remember what is done",
                 "Name one with --set run.state=DIR",
             ) from error
+        return ledger
 
     @classmethod
-    def _begin(cls, file: Path, plan: str) -> Self:
-        run_id = uuid.uuid4().hex[:12]
+    def _begin(cls, folder: Path, plan: Header) -> Self:
+        run_id = plan.run or uuid.uuid4().hex[:12]
+        file = _file(folder, run_id)
         fresh = file.with_suffix(".new")
         with fresh.open("wb") as out:
-            out.write(_line({"run": run_id, "plan": plan}))
+            out.write(_line(asdict(replace(plan, run=run_id))))
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(file)
-        _sync_folder(file.parent)
-        return cls(file, run_id, {})
+        for old in sorted(folder.glob("run-*.jsonl"), key=lambda old: old.stat().st_mtime)[:-KEPT]:
+            old.unlink()
+        _sync_folder(folder)
+        return cls(file, run_id, {}, None)
 
     @classmethod
-    def _resume(cls, file: Path, plan: str, last_run: str) -> Self | None:
-        if not file.exists():
-            return None
-        entries = list(_entries(file))
+    def _resume(cls, file: Path, plan: Header, last_run: str) -> Self | None:
+        entries = list(read_entries(file)) if file.exists() else []
         if not entries:
             return None
-        header = entries[0][1]
-        if (header.get("plan"), header.get("run")) != (plan, last_run) or any(
-            "finished" in entry for _, entry, _ in entries
-        ):
+        header, last = entries[0].values, entries[-1].values
+        if header.get("plan") != plan.plan:
+            if plan.run:
+                raise UsageError(
+                    f"run {plan.run!r} was begun with source {header.get('source')} and other settings",
+                    "One name for one source and one way to index it",
+                    "Take another --run-id",
+                )
+            return None
+        summary = last.get("ended", {}).get("summary")
+        finished = summary is not None and summary["exit_code"] in (0, 3)
+        if finished and plan.run:
+            return cls(file, header["run"], {}, (summary, last["at"]))
+        if finished or header["run"] != last_run:
             return None
         with file.open("r+b") as out:
-            out.truncate(entries[-1][2])
-        return cls(file, header["run"], {entry["split"]: at for at, entry, _ in entries[1:]})
+            out.truncate(entries[-1].end)
+        done = {entry.values["split"]: entry.at for entry in entries if "split" in entry.values}
+        return cls(file, header["run"], done, None)
 
     def __contains__(self, split: Split) -> bool:
         return split_key(split) in self._done
@@ -97,14 +141,17 @@ class Ledger:
             for split, ack in acks:
                 key = split_key(split)
                 self._done[key] = out.tell()
-                out.write(_line({**ack.as_dict(), "split": key}))
+                out.write(_line({**ack.as_dict(), "split": key, "at": now()}))
             out.flush()
             os.fsync(out.fileno())
 
-    def finish(self) -> None:
-        """Record that the run is over: it will never be resumed."""
+    def end(self, summary: dict[str, Any]) -> None:
+        """Record how this attempt ended. After exit codes 0 and 3 the run is finished and never resumed."""
+        self._append({"ended": {"summary": summary}, "at": now()})
+
+    def _append(self, entry: dict[str, Any]) -> None:
         with self.file.open("ab") as out:
-            out.write(_line({"finished": True}))
+            out.write(_line(entry))
             out.flush()
             os.fsync(out.fileno())
 
@@ -138,20 +185,38 @@ def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 
-def _entries(file: Path) -> Iterator[tuple[int, dict[str, Any], int]]:
-    """Whole entries as (offset, entry, end); stops at the first torn one."""
+@dataclass(frozen=True)
+class Entry:
+    """A whole line of a ledger, and the bytes [at, end) it takes."""
+
+    at: int
+    end: int
+    values: dict[str, Any]
+
+
+def read_entries(file: Path) -> Iterator[Entry]:
+    """The whole entries of a ledger; stops at the first torn one."""
     at = 0
     with file.open("rb") as lines:
         for line in lines:
             end = at + len(line)
             try:
-                entry = json.loads(line) if line.endswith(b"\n") else None
+                values = json.loads(line) if line.endswith(b"\n") else None
             except ValueError:
                 return
-            if not isinstance(entry, dict):
+            if not isinstance(values, dict):
                 return
-            yield at, entry, end
+            yield Entry(at, end, values)
             at = end
+
+
+def now() -> str:
+    """The time, as ledgers write it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _file(folder: Path, run_id: str) -> Path:
+    return folder / f"run-{run_id}.jsonl"
 
 
 def _sync_folder(folder: Path) -> None:

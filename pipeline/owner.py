@@ -1,0 +1,74 @@
+"""Which process holds something, and whether that process is certainly gone."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import psutil
+
+_SAME_START_S = 5.0  # clocks are set while processes run; a number is not given out again that fast
+
+
+@dataclass(frozen=True)
+class Owner:
+    """A process, recognisable after its number was given to another one.
+
+    `machine` is a boot of a machine and the namespace of its process numbers, so that two containers on one host
+    are two machines; `started` is seconds since the epoch.
+    """
+
+    host: str
+    machine: str
+    pid: int
+    started: float
+
+    @classmethod
+    def here(cls) -> Self:
+        """The process that asks."""
+        return cls(socket.gethostname(), _machine(), os.getpid(), psutil.Process().create_time())
+
+    @classmethod
+    def read(cls, values: Any) -> Self | None:  # noqa: ANN401 - whatever a file or a store held
+        """The owner that `as_dict` wrote; None for anything else."""
+        try:
+            return cls(
+                str(values["host"]), str(values["machine"]), int(values["pid"]), float(values["started"])
+            )
+        except (TypeError, KeyError, ValueError):
+            return None
+
+    def as_dict(self) -> Mapping[str, Any]:
+        """The owner as JSON values."""
+        return asdict(self)
+
+    @property
+    def near(self) -> bool:
+        """Whether it is a process of this machine, so that `gone` can tell."""
+        return self.machine == _machine()
+
+    def gone(self) -> bool:
+        """True only where the process certainly has ended; False for one of another machine."""
+        if not self.near:
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.started) < _SAME_START_S
+            return not same or process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def __str__(self) -> str:
+        return f"process {self.pid} on {self.host}"
+
+
+def _machine() -> str:
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{os.readlink('/proc/self/ns/pid')}"
+    except OSError:  # not Linux
+        return f"{socket.gethostname()}/{psutil.boot_time():.0f}"

@@ -1,0 +1,214 @@
+"""The lease: one run at a time works on a collection, whichever machine it is on.
+
+A lease is a point in a collection of its own, replaced only by who names the state it is in now (compare and swap
+by `update_filter`), so of two runs that reach for it at once one gets it. It never compares clocks: a holder is
+taken for dead when its lease has not moved for as long as it promised, by the watch of who looks on, or when its
+process is known to be gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from qdrant_client import models
+
+from pipeline.errors import CollectionHeld, LeaseLost, StoreError, TransientError
+from pipeline.owner import Owner
+from pipeline.stores.points import Points
+from pipeline.stores.store import Store
+
+LEASES = "headwater_leases"
+
+_BEATS = 5  # a lease moves so many times in the time after which it would be free
+_STAMP = "stamp"
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a lease's point says. `epoch` grows with every holder, `beat` with every sign of life of one."""
+
+    collection: str
+    epoch: int
+    beat: int
+    holder: Owner | None  # None: released
+    token: str  # one process may hold leases in several threads
+    run: str
+    since: str
+    lease_s: float
+
+    @property
+    def stamp(self) -> str:
+        """The state by which it is swapped: no two states of a lease have the same."""
+        return f"{self.epoch}.{self.beat}"
+
+    def payload(self) -> dict[str, Any]:
+        """The record as a point's payload."""
+        holder = dict(self.holder.as_dict()) if self.holder else None
+        return {**vars(self), "holder": holder, _STAMP: self.stamp}
+
+    @classmethod
+    def read(cls, payload: dict[str, Any]) -> Record:
+        """The record that `payload` wrote."""
+        values = {name: payload[name] for name in cls.__dataclass_fields__}
+        return cls(**{**values, "holder": Owner.read(values["holder"])})
+
+
+class Lease:
+    """A held lease; `run` may be set later, and is what others are told."""
+
+    def __init__(self, store: Store, record: Record) -> None:
+        self.run = record.run
+        self._lost: LeaseLost | None = None
+        self._store = store
+        self._record = record
+
+    @property
+    def epoch(self) -> int:
+        """Greater than that of every earlier holder."""
+        return self._record.epoch
+
+    @classmethod
+    def take(cls, store: Store, collection: str, run: str, lease_s: float) -> Lease:
+        """Take the lease, waiting as long as it takes to see whether its holder lives.
+
+        Raises CollectionHeld where another run works on the collection. After a crash the lease stays; the next
+        taker finds the process gone, or waits for `lease_s` seconds without a sign of life.
+        """
+        _make_leases(store)
+        while True:
+            found = _read(store, collection)
+            if found and found.holder and not found.holder.gone() and _lives(store, found):
+                raise CollectionHeld(
+                    f"run {found.run or 'without a name'} works on collection {collection!r} since {found.since}: "
+                    f"{found.holder}",
+                    "One run at a time",
+                    "Nothing was done here; run again when it has ended",
+                )
+            mine = Record(
+                collection,
+                (found.epoch if found else 0) + 1,
+                0,
+                Owner.here(),
+                uuid.uuid4().hex,
+                run,
+                datetime.now(UTC).isoformat(timespec="seconds"),
+                lease_s,
+            )
+            if _swap(store, found, mine):
+                return cls(store, mine)
+
+    def beat(self) -> None:
+        """Give a sign of life; raise LeaseLost where another run has taken over."""
+        following = replace(self._record, beat=self._record.beat + 1, run=self.run)
+        if not _swap(self._store, self._record, following):
+            found = _read(self._store, self._record.collection)
+            by = found.holder if found else None
+            self._lost = LeaseLost(
+                f"collection {self._record.collection!r} was taken over by {by or 'nobody we know'}: this run gave "
+                f"no sign of life for {self._record.lease_s:g} s",
+                "One run at a time",
+                "Run again when the other has ended; raise run.lease_s if this machine stalls so long",
+            )
+        self.check()
+        self._record = following
+
+    def check(self) -> None:
+        """Raise LeaseLost if it was found out that another run has taken over."""
+        if self._lost is not None:
+            raise self._lost
+
+    def release(self) -> None:
+        """Let the next run in at once; a lease already lost stays with its new holder."""
+        _swap(self._store, self._record, replace(self._record, beat=self._record.beat + 1, holder=None))
+
+
+@contextlib.contextmanager
+def hold(
+    store: Store, collection: str, run: str, lease_s: float, lost: Callable[[], None]
+) -> Iterator[Lease | None]:
+    """Hold a collection's lease, giving signs of life from a thread; call `lost` once if another run takes over.
+
+    `lease_s` 0 holds none.
+    """
+    if not lease_s:
+        yield None
+        return
+    lease = Lease.take(store, collection, run, lease_s)
+    over = threading.Event()
+
+    def live() -> None:
+        while not over.wait(lease_s / _BEATS):
+            try:
+                lease.beat()
+            except LeaseLost:
+                lost()
+                return
+            except TransientError:
+                pass  # nobody else reaches the store either; the next beat tells who has the lease
+
+    heart = threading.Thread(target=live, name="lease", daemon=True)
+    heart.start()
+    try:
+        yield lease
+    finally:
+        over.set()
+        heart.join()
+        with contextlib.suppress(TransientError, StoreError):  # then it ends by itself, in lease_s seconds
+            lease.release()
+
+
+def _lives(store: Store, seen: Record) -> bool:
+    """Whether a lease moves within the time its holder promised."""
+    until = time.monotonic() + seen.lease_s
+    while time.monotonic() < until:
+        time.sleep(seen.lease_s / _BEATS / 2)
+        now = _read(store, seen.collection)
+        if now is None or now.holder is None:
+            return False
+        if now.stamp != seen.stamp:
+            return True
+        if seen.holder is not None and seen.holder.gone():
+            return False
+    return False
+
+
+def _swap(store: Store, before: Record | None, after: Record) -> bool:
+    """Replace a lease if it is still as it was seen; whether it now is as we want it.
+
+    Safe to repeat, also after an answer that was lost: only the state itself says who won.
+    """
+    point = Points([_point(after.collection)], np.ones((1, 1), dtype=np.float32), [after.payload()])
+    stamp = (
+        before.stamp if before else ""
+    )  # a missing point is inserted whatever the filter; "" matches no other
+    unchanged = models.Filter(must=[models.FieldCondition(key=_STAMP, match=models.MatchValue(value=stamp))])
+    store.upsert(LEASES, point, update_filter=unchanged)
+    found = _read(store, after.collection)
+    return found is not None and (found.stamp, found.token) == (after.stamp, after.token)
+
+
+def _read(store: Store, collection: str) -> Record | None:
+    found = store.retrieve(LEASES, [_point(collection)])
+    return Record.read(dict(found[0].payload or {})) if found else None
+
+
+def _point(collection: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"headwater-lease:{collection}"))
+
+
+def _make_leases(store: Store) -> None:
+    if not store.collection_exists(LEASES):
+        try:
+            store.create_collection(LEASES, models.VectorParams(size=1, distance=models.Distance.DOT))
+        except StoreError:
+            if not store.collection_exists(LEASES):  # else another run was quicker
+                raise
+    store.create_payload_index(LEASES, _STAMP, models.PayloadSchemaType.KEYWORD)
