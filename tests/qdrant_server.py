@@ -2,8 +2,9 @@
 
     python tests/qdrant_server.py --dir DIR [--api-key KEY] [--rest-port 0] [--grpc-port 0]
 
-listens on loopback and prints its ports in JSON. It knows what `pipeline.stores.server` asks and no
-others. `POST /faults` plants one: `{"kind": "status", "status": 429, "retry_after": "0.1", "on": "upsert"}`.
+listens on loopback and prints its ports in JSON. It knows what `pipeline.stores.server` asks, and what the RAG
+clients ask to read. `POST /faults` plants one:
+`{"kind": "status", "status": 429, "retry_after": "0.1", "on": "upsert"}`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -340,6 +342,10 @@ class Rest(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(length)) if length else {}
         url = urlsplit(self.path)
         path = [unquote(part) for part in url.path.strip("/").split("/")]
+        if path == [""]:
+            return self.answer(
+                200, {"title": "qdrant - vector search engine", "version": version("qdrant-client")}
+            )
         if path == ["faults"]:
             with self.qdrant.lock:
                 self.qdrant.faults = [Fault(**body)] if body else []
@@ -436,6 +442,9 @@ class Rest(BaseHTTPRequestHandler):
                 return "count", lambda: {"count": store.count(name, where).count}
             case ["scroll"]:
                 return "scroll", lambda: self.scroll(name, where, body, select, vectors)
+            case ["query"]:
+                query = parse(models.QueryRequest, body)
+                return "query", lambda: store.query_batch_points(name, [query])[0].model_dump(mode="json")
             case ["query", "batch"]:
                 queries = parse(list[models.QueryRequest], body["searches"])
                 return "query", lambda: [
