@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
+from pipeline import logs, metrics
 from pipeline.config import StoreConfig
+from pipeline.errors import TransientError
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, open_store
+
+log = logs.logger(__name__)
 
 CREDITS = 2  # splits a lane holds: one that encodes, one that begins or ends
 
@@ -30,22 +35,34 @@ class LocalExecutor:
     def run(
         self, job: Job, splits: Sequence[Split], stop: threading.Event
     ) -> Generator[tuple[Split, SplitAck]]:
-        """Run splits two at a time; see `ingest.Executor`."""
+        """Run splits two at a time, after an error that may pass again; see `ingest.Executor`."""
         self._lane = lane = Lane.open(job, self._store or self.open_store(job.settings.store))
-        waiting = iter(splits)
+        waiting = deque(splits)
+        tried: Counter[str] = Counter()
         running: dict[Future[SplitAck], Split] = {}
         with ThreadPoolExecutor(CREDITS, thread_name_prefix="lane") as threads:
             try:
                 while True:
-                    while len(running) < CREDITS and not stop.is_set() and (split := next(waiting, None)):
-                        running[threads.submit(lane.run_split, split)] = split
+                    while len(running) < CREDITS and waiting and not stop.is_set():
+                        running[threads.submit(lane.run_split, waiting[0])] = waiting.popleft()
                     if not running:
                         return
                     done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                     if stop.is_set():
                         lane.stop()
                     for future in done:
-                        yield running.pop(future), future.result()
+                        split = running.pop(future)
+                        tried[split.id] += 1
+                        error = future.exception()
+                        if (
+                            isinstance(error, TransientError)
+                            and tried[split.id] < job.settings.run.split_attempts
+                        ):
+                            metrics.record(metrics.RETRIES, 1, type(error).__name__)
+                            log.warning("split_retried", split=split.id, error=str(error))
+                            waiting.appendleft(split)
+                        else:
+                            yield split, future.result()
             finally:
                 lane.stop()
 

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import runs
 
-from pipeline.errors import CollectionMismatch, UsageError
+from pipeline.errors import CollectionMismatch, StoreUnavailable, UsageError
 from pipeline.ingest import ingest
 from pipeline.local import LocalExecutor
 
@@ -194,3 +194,33 @@ def test_a_run_over_two_plans_taking_turns_is_not_resumed(to, tmp_path):
     fresh = runs.settings(to.encoder.model, to.encoder.cache, f"edge:{tmp_path}/fresh")
     runs.run(file, fresh)
     points.assert_same(stored(to), points.contents_of(fresh.store.url, "docs"))
+
+
+class ForgetsOnce(LocalExecutor):
+    """Its store does not answer the first few upserts of points."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def open_store(self, config, purpose=""):
+        store = super().open_store(config, purpose)
+        upsert = store.upsert
+
+        def flaky(collection_name, points, update_filter=None):
+            if points.vector_name == "" and points.vectors.shape[1] > 1 and self.times:
+                self.times -= 1
+                raise StoreUnavailable("no answer", "A store", "Wait")
+            upsert(collection_name, points, update_filter)
+
+        store.upsert = flaky
+        return store
+
+
+def test_a_split_that_met_a_passing_error_is_run_again(to, tmp_path):
+    file = documents.write(tmp_path / "docs.parquet", documents.rows(12), row_group=4)
+    summary = runs.run(file, to, ForgetsOnce(2))
+    assert summary.counts.indexed == 12
+    shutil.rmtree(tmp_path / "index")
+    with pytest.raises(StoreUnavailable):
+        runs.run(file, to, ForgetsOnce(1000))
