@@ -1,16 +1,20 @@
 """`headwater ingest --executor ray` as processes: with no Ray around, on a running cluster, as a submitted job."""
 
+import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import documents
+import metrics_page
 import points
 import psutil
 import pytest
@@ -78,8 +82,15 @@ class Head(Machine):
     def __init__(self, folder):
         self.address = f"127.0.0.1:{free_port()}"
         self.dashboard = free_port()
+        self.metrics = free_port()
         port = self.address.partition(":")[2]
-        super().__init__(folder, "--head", "--port", port, "--dashboard-port", self.dashboard)
+        ports = ["--dashboard-port", self.dashboard, "--metrics-export-port", self.metrics]
+        super().__init__(folder, "--head", "--port", port, *ports)
+
+    def page(self):
+        """What Prometheus would read of this machine."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as page:
+            return page.read().decode()
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +142,7 @@ def wait_for(condition, seconds=60.0):
 
 
 def commits(state):
-    return sum(ledger.read_bytes().count(b"\n") for ledger in Path(state).glob("*/*.jsonl"))
+    return sum(ledger.read_bytes().count(b"\"split\":") for ledger in Path(state).glob("*/*.jsonl"))
 
 
 def wait_for_commits(process, state, more_than=2):
@@ -248,6 +259,42 @@ def test_a_driver_killed_on_a_running_cluster_takes_its_lanes_with_it(
     assert summary["resumed_splits"] > 0
     assert summary["indexed"] == 1200
     points.assert_same(unharmed, stored(tmp_path))
+
+
+def test_the_driver_and_the_lanes_add_up_on_rays_metrics_endpoint_and_lanes_name_run_and_split(
+    head, arguments, encoder_cache, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("RAY_ADDRESS", head.address)
+    command = arguments(f"edge:{tmp_path}/index")
+    command[command.index("docs")] = "counted"
+    command[1] = documents.write(tmp_path / "docs.parquet", documents.rows(200), row_group=5)
+    done = runs.command(
+        *command, "--set", "run.log=json", "--set", "run.log_level=debug", cache=encoder_cache
+    )
+    assert done.returncode == 0, done.stderr
+    (summary,) = runs.lines(done.stdout)
+    text = head.page()  # at once: Ray has passed on the last numbers of driver and lanes when they ended
+    page = metrics_page.read(text, "ray_headwater_", "counted")
+    assert metrics_page.counted(page) == metrics_page.done(summary)
+    assert summary["indexed"] == 200
+    assert page["encoder_tokens_total/text"] == summary["tokens"]
+    assert page["encoder_seconds_count"] >= summary["chunks"] / 64
+    assert page["upsert_seconds_count"] >= 40
+    lanes = set(
+        re.findall(r'ray_headwater_encoder_tokens_total.*collection="counted".*WorkerId="(\w+)"', text)
+    )
+    lanes |= set(
+        re.findall(r'ray_headwater_encoder_tokens_total.*WorkerId="(\w+)".*collection="counted"', text)
+    )
+    assert len(lanes) == 2
+    session = re.search(r'SessionName="([^"]+)"', text).group(1)
+    logs = Path("/tmp/ray", session, "logs").glob("worker-*.err")
+    said = [
+        json.loads(line) for log in logs for line in log.read_text().splitlines() if "split_begun" in line
+    ]
+    of_run = [line for line in said if line["run"] == summary["run"]]
+    assert len({line["split"] for line in of_run}) == 40
+    assert all(line["event"] for line in runs.lines(done.stderr))  # and nothing that is no log line
 
 
 def test_a_machine_lost_half_way_costs_no_split_an_attempt(

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
 from pipeline import logs, schemas
 from pipeline.sync import Run
@@ -74,7 +75,7 @@ class _StrayLines(io.StringIO):
     def write(self, text: str) -> int:
         *lines, self._begun = (self._begun + text).split("\n")
         for line in filter(str.strip, lines):
-            log.warning(line)
+            log.warning(Text.from_ansi(line).plain)
         return len(text)
 
 
@@ -96,7 +97,9 @@ def print_runs(found: Sequence[Run]) -> None:
         table.add_column(column, no_wrap=True)
     for run in found:
         table.add_row(*_run_row(run))
-    Console(stderr=True, highlight=False, width=max(console.width, 132)).print(table)  # wider than a pipe's 80
+    Console(stderr=True, highlight=False, width=max(console.width, 132)).print(
+        table
+    )  # wider than a pipe's 80
 
 
 def _run_row(run: Run) -> tuple[str, ...]:
