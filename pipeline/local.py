@@ -44,7 +44,8 @@ class LocalExecutor:
             try:
                 while True:
                     while len(running) < CREDITS and waiting and not stop.is_set():
-                        running[threads.submit(lane.run_split, waiting[0])] = waiting.popleft()
+                        split = waiting.popleft()
+                        running[threads.submit(lane.run_split, split)] = split
                     if not running:
                         return
                     done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
