@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from pipeline.errors import UsageError
 PROGRAMS = {"headwater": typer.main.get_command(app), "ray": ray.scripts.scripts.cli}
 # What a wrong command raises: Ray's click, typer's own copy of it, our settings.
 WRONG = (click.UsageError, typer.BadParameter.__base__, UsageError)
+_IMAGE = re.compile(r"headwater:[\d.]+-\w+")
 _OPERATORS = set("();<>|&")
 _REDIRECTIONS = {"<", ">", ">>", "<<", ">&", "&>"}
 
@@ -35,6 +37,7 @@ def check(script: str) -> int:
 
 def check_words(words: Sequence[str]) -> int:
     """Parse one command, already split into words; returns how many of ours are in it."""
+    words = words[1:] if words[:1] == ["sudo"] else words
     assigned = {}
     while words and "=" in words[0] and words[0].partition("=")[0].isidentifier():
         name, _, assigned[name] = words[0].partition("=")
@@ -85,7 +88,7 @@ def _inside(words: Sequence[str]) -> Sequence[str]:
     if "exec" in words:
         started = [number for number, word in enumerate(words) if word in PROGRAMS]
         return words[started[0] :] if started else []
-    images = [number for number, word in enumerate(words) if word.startswith("headwater:")]
+    images = [number for number, word in enumerate(words) if _IMAGE.fullmatch(word)]
     if "run" not in words or not images:
         return []
     command = words[images[0] + 1 :]

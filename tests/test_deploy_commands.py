@@ -80,7 +80,7 @@ def test_commands_and_settings_are_those_of_the_real_command_line(name, check_fi
         ("config.toml", check_comments, "--config", "--confg"),
         ("kuberay/rayjob.yaml", check_rayjob, "--collection", "--colection"),
         ("kuberay/rayjob.yaml", check_rayjob, "num-cpus", "cpus"),
-        ("kuberay/rayjob.yaml", check_rayjob, "HEADWATER_STORE__API_KEY", "HEADWATER_STORE__KEY"),
+        ("kuberay/rayjob.yaml", check_rayjob, "HEADWATER_STORE__API_KEY_FILE", "HEADWATER_STORE__KEY_FILE"),
         ("kuberay/rayjob-gpu.yaml", check_rayjob, "value: cuda", "value: coda"),
         ("schedule/crontab", check_crontab, "--json", "--jsom"),
         ("schedule/crontab", check_crontab, "API_KEY_FILE", "KEY_FILE"),

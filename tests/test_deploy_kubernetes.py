@@ -6,6 +6,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jsonschema
@@ -82,6 +83,23 @@ def test_a_rayjob_runs_the_ray_and_the_version_of_the_lock(name):
     target = "gpu" if "gpu" in name else "cpu"
     images = {pod["spec"]["containers"][0]["image"] for pod in templates(rayjob)}
     assert images == {f"headwater:{PROJECT['version']}-{target}"}
+
+
+@pytest.mark.parametrize("name", RAYJOBS)
+def test_driver_and_lanes_find_the_key_where_the_settings_say(name):
+    pods = [template["spec"] for template in templates(yaml.safe_load(read(name)))]
+    (file,) = (
+        Path(item["value"])
+        for item in pods[0]["containers"][0]["env"]
+        if item["name"].endswith("API_KEY_FILE")
+    )
+    assert f"--from-file={file.name}=" in read(RAYJOBS[0])
+    for pod in pods:
+        mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
+        (secret,) = (
+            volume["secret"] for volume in pod["volumes"] if volume["name"] == mounts[str(file.parent)]
+        )
+        assert f"secret generic {secret['secretName']} " in read(RAYJOBS[0])
 
 
 @pytest.mark.parametrize("name", RAYJOBS)

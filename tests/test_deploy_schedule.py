@@ -63,6 +63,10 @@ def test_a_missed_run_is_made_up_for_and_rejected_documents_are_no_failure():
     assert set(used) <= set(variables(read("schedule/headwater.env")))
 
 
+def test_the_service_can_see_whether_another_run_is_alive():
+    assert "ProtectProc" not in unit("headwater.service")
+
+
 def verify(folder: Path, change: Callable[[str], str] = str) -> str:
     """What systemd says of the units with a program that is here; nothing if it has no complaint."""
     for name in UNITS:
