@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import re
 
 os.environ |= {
     "HAYSTACK_TELEMETRY_ENABLED": "false",
@@ -26,6 +28,7 @@ from haystack_integrations.components.retrievers.qdrant import QdrantEmbeddingRe
 from haystack_integrations.document_stores.qdrant import QdrantDocumentStore
 from langchain_core.embeddings import Embeddings
 from langchain_qdrant import QdrantVectorStore as LangChainStore
+from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.schema import MetadataMode
 from llama_index.core.vector_stores.types import (
     FilterOperator,
@@ -41,7 +44,9 @@ from pipeline.schemas import point_id
 from pipeline.search import Reader, Result
 from pipeline.stores import Points, collection, open_store, profile_named
 
-SAMPLE = Path(__file__).parent.parent / "deploy" / "sample" / "manual-pages.parquet"
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "deploy" / "sample" / "manual-pages.parquet"
+README = ROOT / "README.md"
 QUERIES = 20
 TOP = 5
 
@@ -70,7 +75,7 @@ def by_headwater(results: list[Result]) -> list[Found]:
 def source(tmp_path_factory) -> Path:
     """The sample's shorter pages."""
     pages = pq.read_table(SAMPLE)
-    shortest = pc.sort_indices(pc.utf8_length(pages["text"]))[:40]
+    shortest = pc.sort_indices(pc.utf8_length(pages["text"]))[:24]
     file = tmp_path_factory.mktemp("source") / "pages.parquet"
     pq.write_table(pages.take(shortest), file)
     return file
@@ -94,7 +99,7 @@ class ByTorch(Embeddings):
         return np.asarray(self.model.encode(texts, show_progress_bar=False)).tolist()
 
     def embed_query(self, text: str) -> list[float]:
-        return self.known[text]
+        return self.known.get(text) or self.embed_documents([text])[0]
 
 
 @pytest.fixture(scope="module")
@@ -411,3 +416,59 @@ def test_clients_are_told_the_name_of_a_named_vector(tmp_path):
     ]
     assert [document.content for document in found] == ["text b", "text c"]
     documents.close()
+
+
+# --- the README's own lines
+
+
+class ForLlamaIndex(BaseEmbedding):
+    by: Any
+
+    def _get_query_embedding(self, query: str) -> list[float]:
+        return self.by.embed_query(query)
+
+    def _get_text_embedding(self, text: str) -> list[float]:
+        return self.by.embed_query(text)
+
+    async def _aget_query_embedding(self, query: str) -> list[float]:
+        return self.by.embed_query(query)
+
+
+def run_block(mark: str, where: str, name: str, names: dict[str, Any]) -> dict[str, Any]:
+    """Run the README's block of Python that holds `mark` on another store and collection; returns its variables."""
+    (block,) = [code for code in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if mark in code]
+    assert 'url="http://qdrant:6333"' in block
+    exec(block.replace('url="http://qdrant:6333"', where).replace('"docs"', repr(name)), names)
+    return names
+
+
+@pytest.mark.parametrize("profile", ["langchain", "llamaindex", "haystack"])
+def test_the_readmes_lines_for_each_client(profile, place, encoder, embedding):
+    at = place(profile)
+    (ours,) = at.ours(["a question"], encoder, "section>=2")
+    vector = embedding.embed_query("a question")
+    object_ = ForLlamaIndex(by=embedding) if profile == "llamaindex" else embedding
+    ((key, where),) = at.at.items()
+    names = {"embedding": object_, "vector": vector}
+    run_block(f'# store.profile = "{profile}"', f"{key}={where!r}", at.collection, names)
+    if profile == "llamaindex":
+        assert [one.get_content() for one in names["nodes"]] == [one.text for one in ours]
+    else:
+        documents = names["documents"]
+        texts = [getattr(one, "page_content", None) or one.content for one in documents]
+        assert texts == [one.text for one in ours]
+    names["client" if profile != "haystack" else "store"].close()
+
+
+def test_the_readmes_lines_for_our_own_reader(filled, encoder, monkeypatch):
+    at = filled("haystack")
+    monkeypatch.setattr("pipeline.search.EncoderConfig", lambda: encoder)  # its cache
+    (ours,) = at.ours(["a question"], encoder, "section>=2")
+    names = run_block("async def context_async", f"url={at.store.url!r}", at.collection, {})
+    assert names["context"]("a question") == "\n\n".join(one.text for one in ours)
+
+    async def serve() -> list[str]:
+        return await asyncio.gather(*(names["context_async"]("a question") for _ in range(4)))
+
+    assert len(set(asyncio.run(serve()))) == 1
+    names["reader"].close()
