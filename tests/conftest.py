@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
+    from cluster import Head
     from qdrant_server import Server
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -68,3 +69,13 @@ def local_ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """A running Ray in processes of its own, which takes jobs and further machines."""
+    from cluster import Head
+
+    head = Head(tmp_path_factory.mktemp("head"))
+    yield head
+    head.kill()

@@ -1,27 +1,18 @@
-"""`headwater ingest --executor ray` as processes: with no Ray around, on a running cluster, as a submitted job."""
+"""`headwater ingest --executor ray` as processes: with no Ray around, on a running cluster."""
 
 import json
 import os
 import re
 import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
 import uuid
-from contextlib import suppress
 from pathlib import Path
 
 import documents
 import metrics_page
 import points
-import psutil
 import pytest
 import runs
-
-from pipeline.config import StoreConfig
-from pipeline.stores import open_store
+from cluster import ingest_arguments, lanes, processes, wait_for, wait_for_commits
 
 pytestmark = pytest.mark.ray
 
@@ -40,77 +31,9 @@ def unharmed(source, tiny_model, encoder_cache, tmp_path_factory):
     return points.contents_of(to.store.url, "docs")
 
 
-class Machine:
-    """One machine of a cluster: what `ray start` starts, with ports of its own and no way out."""
-
-    def __init__(self, folder, *arguments):
-        self.mark = uuid.uuid4().hex
-        self.log = folder / f"{self.mark}.log"
-        agent = ["--dashboard-agent-listen-port", free_port(), "--dashboard-agent-grpc-port", free_port()]
-        command = [sys.executable, "-c", RAY, "start", "--block", "--num-cpus", 2, *agent, *arguments]
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [str(part) for part in command],
-                env=os.environ | {"HW_TEST_MARK": self.mark},
-                cwd=folder,
-                stdout=log,
-                stderr=log,
-            )
-        wait_for(lambda: "--block" in self.log.read_text() or self.process.poll())
-        assert self.process.poll() is None, self.log.read_text()
-
-    def kill(self):
-        """End all of it at once, as a power cut would."""
-        for process in processes(self.mark):
-            with suppress(psutil.Error):
-                process.kill()
-        self.process.wait()
-
-
-RAY = "from ray.scripts.scripts import main; main()"
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
-class Head(Machine):
-    """A running Ray that takes jobs, too."""
-
-    def __init__(self, folder):
-        self.address = f"127.0.0.1:{free_port()}"
-        self.dashboard = free_port()
-        self.metrics = free_port()
-        port = self.address.partition(":")[2]
-        ports = ["--dashboard-port", self.dashboard, "--metrics-export-port", self.metrics]
-        super().__init__(folder, "--head", "--port", port, *ports)
-
-    def page(self):
-        """What Prometheus would read of this machine."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.metrics}/metrics", timeout=10) as page:
-            return page.read().decode()
-
-
-@pytest.fixture(scope="module")
-def head(tmp_path_factory):
-    head = Head(tmp_path_factory.mktemp("head"))
-    yield head
-    head.kill()
-
-
 @pytest.fixture
 def arguments(source, tiny_model, encoder_cache, tmp_path):
-    def make(store, state=tmp_path / "state"):
-        return [
-            "ingest", source, "--encoder", tiny_model, "--store", store, "--collection", "docs", "--json",
-            "--executor", "ray", "--set", "run.lanes=2", "--set", "chunking.max_tokens=48",
-            "--set", "run.commit_every_s=0", "--set", "encoder.provider=cpu", "--set", f"run.state={state}",
-            "--set", f"encoder.cache={encoder_cache}",
-        ]  # fmt: skip
-
-    return make
+    return lambda store: ingest_arguments(source, tiny_model, encoder_cache, store, tmp_path / "state")
 
 
 @pytest.fixture
@@ -120,43 +43,6 @@ def marked(monkeypatch):
     monkeypatch.setenv("HW_TEST_MARK", mark)
 
     return lambda: processes(mark)
-
-
-def processes(mark):
-    found = []
-    for process in psutil.process_iter():
-        try:
-            if process.environ().get("HW_TEST_MARK") == mark:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def wait_for(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "nothing came of it"
-        time.sleep(0.02)
-    return found
-
-
-def commits(state):
-    return sum(ledger.read_bytes().count(b"\"split\":") for ledger in Path(state).glob("*/*.jsonl"))
-
-
-def wait_for_commits(process, state, more_than=2):
-    """Wait until some splits are committed; the run must still be going on then."""
-    try:
-        wait_for(lambda: commits(state) > more_than or process.poll() is not None)
-        assert process.poll() is None
-    except AssertionError:
-        process.kill()
-        raise AssertionError(process.communicate()) from None
-
-
-def lanes(processes):
-    return [process for process in processes if "LaneActor" in " ".join(process.cmdline())]
 
 
 def test_with_no_ray_around_a_lane_dies_and_nothing_is_left_behind(
@@ -215,35 +101,6 @@ def stored(folder):
     return points.contents_of(f"edge:{folder}/index", "docs")
 
 
-def ready(answer):
-    """The answer of a cluster that takes jobs; None while it is still starting."""
-    return None if "No available agent" in answer[1] else answer
-
-
-def test_as_a_job_its_status_is_that_of_the_run(head, arguments, tmp_path):
-    headwater = Path(sys.executable).parent / "headwater"
-    submit = ["job", "submit", "--address", f"http://127.0.0.1:{head.dashboard}", "--", headwater]
-
-    def run(*command):
-        done = subprocess.run(
-            [sys.executable, "-c", RAY, *submit, *command],
-            capture_output=True, text=True, timeout=120, check=False,
-        )  # fmt: skip
-        return done.returncode, done.stdout + done.stderr
-
-    code, log = wait_for(lambda: ready(run(*arguments(f"edge:{tmp_path}/index"))))
-    assert code == 0, log
-    assert '"indexed": 1200' in log
-    assert "succeeded" in log
-    broken = arguments(f"edge:{tmp_path}/index")
-    broken[1] = tmp_path / "missing.parquet"
-    code, log = run(*broken)
-    assert code == 1, log
-    assert "failed" in log
-    assert "missing.parquet" in log
-    assert "Traceback" not in log
-
-
 def test_a_driver_killed_on_a_running_cluster_takes_its_lanes_with_it(
     head, arguments, encoder_cache, unharmed, tmp_path, monkeypatch
 ):
@@ -295,23 +152,3 @@ def test_the_driver_and_the_lanes_add_up_on_rays_metrics_endpoint_and_lanes_name
     of_run = [line for line in said if line["run"] == summary["run"]]
     assert len({line["split"] for line in of_run}) == 40
     assert all(line["event"] for line in runs.lines(done.stderr))  # and nothing that is no log line
-
-
-def test_a_machine_lost_half_way_costs_no_split_an_attempt(
-    head, arguments, encoder_cache, unharmed, qdrant, tmp_path, monkeypatch
-):
-    monkeypatch.setenv("RAY_ADDRESS", head.address)
-    machine = Machine(tmp_path, "--address", head.address)
-    again = [*arguments(qdrant.grpc_url), "--set", "run.split_attempts=1"]
-    again[again.index("docs")] = "lost-machine"
-    process = runs.start(*again, cache=encoder_cache)
-    wait_for(lambda: lanes(processes(machine.mark)))
-    wait_for_commits(process, tmp_path / "state", commits(tmp_path / "state") + 20)
-    machine.kill()
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, out + err
-    (summary,) = runs.lines(out)
-    assert summary["indexed"] == 1200
-    store = open_store(StoreConfig(url=qdrant.rest_url, prefer_grpc=False, collection="lost-machine"))
-    points.assert_same(unharmed, points.contents(store, "lost-machine"))
-    store.close()
