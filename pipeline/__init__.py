@@ -1,6 +1,7 @@
 """Documents in, searchable points out; no Ray.
 
 errors schemas config   the floor: exceptions, what crosses a boundary, settings
+logs metrics            what a run says and counts
 tokens windows pipe      a tokenizer that counts once, chunks encoded together, a queue bounded in bytes
 sources chunking        read documents, cut them
 encoders                models as ONNX graphs, one version each

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import urllib.request
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from pipeline.metrics import Metric
+
 OUTCOMES = ("indexed", "unchanged", "patched", "deleted", "stale", "rejected")
+
+
+class Kept:
+    """A sink that adds up, by name and label."""
+
+    def __init__(self) -> None:
+        self.total: Counter[str] = Counter()
+
+    def record(self, metric: Metric, value: float, labels: tuple[str, ...]) -> None:
+        assert len(labels) == len(metric.labels)
+        self.total["/".join([metric.name, *labels])] += value
 
 
 def scrape(port: int) -> dict[str, float]:

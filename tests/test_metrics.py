@@ -14,7 +14,7 @@ import pytest
 import runs
 from hypothesis import given
 from hypothesis import strategies as st
-from metrics_page import counted, done, read, reasons, scrape
+from metrics_page import Kept, counted, done, read, reasons, scrape
 
 from pipeline import metrics
 from pipeline.config import load
@@ -196,17 +196,6 @@ def test_after_an_error_nothing_is_counted_any_more(port):
     ):
         raise ZeroDivisionError
     assert metrics._sink is None
-
-
-class Kept:
-    """A sink that adds up."""
-
-    def __init__(self):
-        self.total = Counter()
-
-    def record(self, metric, value, labels):
-        assert len(labels) == len(metric.labels)
-        self.total["/".join([metric.name, *labels])] += value
 
 
 @contextmanager

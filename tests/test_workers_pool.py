@@ -14,6 +14,7 @@ from pathlib import Path
 
 import documents
 import faulty
+import metrics_page
 import points
 import pytest
 import ray
@@ -55,7 +56,11 @@ def test_a_split_that_kills_lanes_is_given_up_and_takes_no_other_with_it(
     local_ray, source, to, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(pool, "LaneActor", faulty.DiesOnOneSplit)
+    counted = metrics_page.Kept()
+    monkeypatch.setattr("workers.executor.RaySink", lambda _: counted)
     summary = runs.run(source, to(), RayExecutor(to()))
+    assert counted.total["headwater_retries/LaneDied"] >= 3
+    assert counted.total["headwater_documents/indexed"] == 55  # each once, whatever ran twice
     assert summary.exit_code == 1
     assert summary.counts.read == summary.counts.indexed == 55
     assert len(summary.failed) == 1
@@ -65,7 +70,10 @@ def test_a_split_that_kills_lanes_is_given_up_and_takes_no_other_with_it(
 
 def test_an_error_that_passes_is_tried_again(local_ray, source, to, monkeypatch):
     monkeypatch.setattr(pool, "LaneActor", faulty.StoreAwayOnce)
+    counted = metrics_page.Kept()
+    monkeypatch.setattr("workers.executor.RaySink", lambda _: counted)
     summary = runs.run(source, to(), RayExecutor(to()))
+    assert counted.total["headwater_retries/StoreUnavailable"] == 1
     assert summary.exit_code == 0
     assert summary.counts.indexed == 60
 

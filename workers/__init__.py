@@ -2,6 +2,7 @@
 
 cluster    connect to a Ray, decide how many lanes and what each is given
 actors     what runs in Ray's processes: a lane, and the one holder of a store's folder; plain classes
+metrics    what a run counts, sent to Ray
 store      a store on the other side of an actor
 pool       the lanes as the driver sees them: started, fed, replaced
 executor   which split runs next, how often it is tried, when a run gives up
