@@ -68,7 +68,7 @@ def _source(settings: Settings, uri: str) -> str:
 def _store(settings: Settings, encoder: Encoder) -> str:
     if not store_exists(settings.store):
         return f"{settings.store.url} is empty; ingest makes it"
-    store = open_store(settings.store)
+    store = open_store(settings.store, "doctor")
     try:
         if not settings.store.collection:
             return f"{settings.store.url} answers"

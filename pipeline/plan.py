@@ -116,7 +116,7 @@ class _Tally:
 def _collection_exists(settings: Settings, encoder: Encoder, chunker: Chunker) -> bool:
     if not store_exists(settings.store):
         return False
-    store = open_store(settings.store)
+    store = open_store(settings.store, f"plan for {settings.store.collection!r}")
     try:
         contract = make_contract(settings, encoder.spec, chunker.version)
         return check_collection(store, settings, contract) is not None

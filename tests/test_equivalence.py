@@ -24,15 +24,15 @@ def reference(source, tiny_model, encoder_cache, tmp_path_factory):
     return summary, points.contents_of(to.store.url, "docs")
 
 
-@pytest.mark.parametrize("store", ["edge", "grpc", "http"])
+@pytest.mark.parametrize("store", ["edge", "local", "grpc", "http"])
 @pytest.mark.parametrize("executor", ["local", pytest.param("ray", marks=pytest.mark.ray)])
 def test_the_same_points_everywhere(
     executor, store, source, reference, tiny_model, encoder_cache, tmp_path, request
 ):
     if (executor, store) == ("local", "edge"):
         pytest.skip("this is the reference")
-    url, more = f"edge:{tmp_path}/index", {}
-    if store != "edge":
+    url, more = f"{store}:{tmp_path}/index", {}
+    if store in ("grpc", "http"):
         server = request.getfixturevalue("qdrant")
         url = server.grpc_url if store == "grpc" else server.rest_url
         more = {"store__prefer_grpc": store == "grpc"}

@@ -5,7 +5,6 @@ LangChain, LlamaIndex and Haystack open the same folder as `QdrantClient(path=â€
 
 from __future__ import annotations
 
-import logging
 import os
 import sqlite3
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 from qdrant_client import QdrantClient, models
 from qdrant_client.http.models import QueryResponse
 
+from pipeline import logs
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
 from pipeline.stores.folder_lock import FolderLock, held_by_another
 from pipeline.stores.points import Points
@@ -25,7 +25,7 @@ from pipeline.stores.store import VectorsConfig
 CATALOGUE = "meta.json"
 """Where qdrant-client keeps the collections, their metadata and the aliases."""
 
-log = logging.getLogger(__name__)
+log = logs.logger(__name__)
 
 
 class LocalStore:
@@ -54,9 +54,10 @@ class LocalStore:
         try:
             client = _client(folder)
             log.warning(
-                "local:%s is for up to about 20,000 points and one process at a time: every search compares all of "
-                "them. Use edge:DIR or a server for more",
-                folder,
+                "local_store_opened",
+                folder=str(folder),
+                limits="one process at a time and up to about 20,000 points, which every search compares all",
+                instead="edge:DIR or a server",
             )
             return cls(client, folder, held)
         except BaseException:
