@@ -60,10 +60,23 @@ class Owner:
             same = abs(process.create_time() - self.started) < _SAME_START_S
             return not same or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
-            return True
+            return not _signalled(self.pid)  # /proc may hide the processes of others
+        except psutil.AccessDenied:
+            return False
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def _signalled(pid: int) -> bool:
+    """Whether there is a process of this number, whoever owns it."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _machine() -> str:

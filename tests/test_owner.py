@@ -4,6 +4,8 @@ import sys
 import time
 from dataclasses import replace
 
+import psutil
+
 from pipeline.owner import Owner
 
 
@@ -16,7 +18,9 @@ def test_a_process_that_ended_is_gone_also_before_it_is_reaped():
         [
             sys.executable,
             "-c",
-            "import json; from pipeline.owner import Owner; print(json.dumps(Owner.here().as_dict())); input()",
+            "import json; import psutil
+
+from pipeline.owner import Owner; print(json.dumps(Owner.here().as_dict())); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -47,3 +51,13 @@ def test_what_is_no_owner_reads_as_none():
     assert Owner.read(None) is None
     assert Owner.read({"pid": 1}) is None
     assert Owner.read(Owner.here().as_dict()) == Owner.here()
+
+
+def test_a_process_that_we_are_not_shown_is_not_gone(monkeypatch):
+    def hidden(pid):
+        raise psutil.NoSuchProcess(pid)
+
+    here = Owner.here()
+    monkeypatch.setattr(psutil, "Process", hidden)
+    assert not here.gone()
+    assert replace(here, pid=2**22 - 1).gone()

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-import math
-import ssl
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import SplitResult
 
@@ -25,10 +22,10 @@ from pipeline.errors import (
     StoreOverloaded,
     StoreUnavailable,
     TransientError,
-    UsageError,
 )
 from pipeline.stores.points import Points
-from pipeline.stores.server_errors import BatchTooLarge, server_error, whole_seconds
+from pipeline.stores.server_client import server_client
+from pipeline.stores.server_errors import BatchTooLarge, server_error
 from pipeline.stores.store import VectorsConfig
 
 MAX_REQUEST_BYTES = 16 << 20
@@ -63,25 +60,7 @@ class ServerStore:
     def open(cls, place: SplitResult, config: StoreConfig) -> ServerStore:
         """A client for `place`; the server is first spoken to by the first call."""
         over_grpc = place.scheme in ("grpc", "grpcs") or config.prefer_grpc
-        tls = place.scheme in ("https", "grpcs")
-        host = f"[{place.hostname}]" if ":" in (place.hostname or "") else place.hostname
-        direct = place.scheme in ("grpc", "grpcs")
-        port = place.port if place.port and not direct else 6333
-        extra: dict[str, Any] = {}
-        if config.ca_file:
-            extra["verify"] = _tls_context(config.ca_file)
-        client = QdrantClient(
-            url=f"{'https' if tls else 'http'}://{host}:{port}{'' if direct else place.path.rstrip('/')}",
-            grpc_port=place.port or config.grpc_port if direct else config.grpc_port,
-            prefer_grpc=over_grpc,
-            api_key=_api_key(config) or None,
-            timeout=math.ceil(config.timeout_s),
-            grpc_options=_grpc_options(config.ca_file),
-            check_compatibility=False,  # asks over REST, in a thread, and warns where only gRPC is open
-            **extra,
-        )
-        client.http.client.add_middleware(whole_seconds)
-        return cls(client, place.geturl(), config, over_grpc)
+        return cls(server_client(place, config, over_grpc), place.geturl(), config, over_grpc)
 
     def __repr__(self) -> str:
         return f"ServerStore({self._url!r}, {'gRPC' if self._over_grpc else 'REST'})"
@@ -367,41 +346,3 @@ def _json_bytes(points: Points) -> int:
 
 def _keys(with_payload: bool | Sequence[str]) -> bool | list[str]:
     return with_payload if isinstance(with_payload, bool) else list(with_payload)
-
-
-def _api_key(config: StoreConfig) -> str:
-    if config.api_key.get_secret_value() or not config.api_key_file:
-        return config.api_key.get_secret_value()
-    return _read(config.api_key_file, "store.api_key_file").decode("utf-8").strip()
-
-
-def _grpc_options(ca_file: str) -> dict[str, Any]:
-    # gRPC's own pauses between reconnections start at a second and grow to two minutes; ours are in `_pause`.
-    options: dict[str, Any] = {
-        "grpc.initial_reconnect_backoff_ms": 100,
-        "grpc.max_reconnect_backoff_ms": 2000,
-    }
-    if ca_file:
-        options["root_certificates"] = _read(ca_file, "store.ca_file")
-    return options
-
-
-def _tls_context(ca_file: str) -> ssl.SSLContext:
-    _read(ca_file, "store.ca_file")
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except ssl.SSLError as error:
-        raise UsageError(
-            f"store.ca_file {ca_file} holds no certificates: {error.reason}",
-            "A PEM file",
-            "Check store.ca_file",
-        ) from None
-
-
-def _read(file: str, setting: str) -> bytes:
-    try:
-        return Path(file).expanduser().read_bytes()
-    except OSError as error:
-        raise UsageError(
-            f"{setting} {file} cannot be read: {error.strerror}", "A file we may read", f"Check {setting}"
-        ) from None
