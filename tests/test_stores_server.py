@@ -215,6 +215,15 @@ def test_a_batch_that_can_never_fit_is_sent_in_halves(server, store, status):
         assert sizes[:3] == [12, 12, 6]  # a rate limit without a header may also pass
 
 
+def test_halves_go_by_the_filter_too(server, store):
+    store.upsert("c", points([1, 5], payload=lambda n: {"sequence": 9}))
+    server.plant("status", status=413, message="payload too large", on="upsert", above_points=3, times=99)
+    older = models.Filter(must=[models.FieldCondition(key="sequence", range=models.Range(lt=7))])
+    store.upsert("c", points(list(range(8)), payload=lambda n: {"sequence": 7}), older)
+    records, _ = store.scroll("c", limit=20)
+    assert sorted(record.payload["sequence"] for record in records) == [7] * 6 + [9] * 2
+
+
 def test_one_point_that_is_too_large_is_an_error_at_once(server, store):
     server.plant("status", status=413, message="payload too large", on="upsert", times=99)
     with pytest.raises(PointTooLarge, match="too large") as failed:
