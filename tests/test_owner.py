@@ -18,9 +18,7 @@ def test_a_process_that_ended_is_gone_also_before_it_is_reaped():
         [
             sys.executable,
             "-c",
-            "import json; import psutil
-
-from pipeline.owner import Owner; print(json.dumps(Owner.here().as_dict())); input()",
+            "import json; from pipeline.owner import Owner; print(json.dumps(Owner.here().as_dict())); input()",
         ],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
