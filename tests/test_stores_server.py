@@ -289,6 +289,12 @@ def test_a_wrong_key_is_refused_with_advice_and_never_shown(server, protocol, ca
     store.close()
 
 
+def test_a_newline_at_the_end_is_no_part_of_a_key(server, protocol):
+    store = open_store(config(server, protocol, api_key=SecretStr(KEY + "\n")))
+    store.get_collections()
+    store.close()
+
+
 def test_a_key_may_lie_in_a_file(server, protocol, tmp_path):
     (tmp_path / "key").write_text(KEY + "\n")
     store = open_store(config(server, protocol, api_key=SecretStr(""), api_key_file=str(tmp_path / "key")))

@@ -42,8 +42,10 @@ def server_client(place: SplitResult, config: StoreConfig, over_grpc: bool) -> Q
 
 
 def _api_key(config: StoreConfig) -> str:
-    if config.api_key.get_secret_value() or not config.api_key_file:
-        return config.api_key.get_secret_value()
+    # A newline at the end comes with secrets that were made from a file, and is no part of them.
+    given = config.api_key.get_secret_value().strip()
+    if given or not config.api_key_file:
+        return given
     return _read(config.api_key_file, "store.api_key_file").decode("utf-8").strip()
 
 
