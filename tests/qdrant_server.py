@@ -113,6 +113,16 @@ class Qdrant:
                 where,
             )
 
+    def set_payload(self, name: str, change: models.SetPayload) -> None:
+        self.store.set_payload(name, change.payload, [str(id) for id in change.points], change.key)
+
+    def update(self, name: str, operations: list[models.UpdateOperation]) -> None:
+        for operation in operations:
+            change = operation.overwrite_payload
+            self.store.overwrite_payloads(
+                name, [str(id) for id in change.points], [change.payload] * len(change.points)
+            )
+
     def delete(self, name: str, selector: models.PointsSelector) -> None:
         what = (
             selector.filter
@@ -187,6 +197,24 @@ class Points_(PointsServicer):
             request.collection_name, [GrpcToRest.convert_point_struct(p) for p in request.points], where
         )
         return done(answer if request.wait else "acknowledged")
+
+    @call("set_payload")
+    def SetPayload(self, request, answer):
+        selector = GrpcToRest.convert_points_selector(request.points_selector)
+        change = models.SetPayload(
+            payload=GrpcToRest.convert_payload(request.payload),
+            points=selector.points,
+            key=request.key if request.HasField("key") else None,
+        )
+        self.qdrant.set_payload(request.collection_name, change)
+        return done(answer if request.wait else "acknowledged")
+
+    @call("batch")
+    def UpdateBatch(self, request, answer):
+        operations = [GrpcToRest.convert_points_update_operation(one) for one in request.operations]
+        self.qdrant.update(request.collection_name, operations)
+        result = done(answer if request.wait else "acknowledged").result
+        return pb.UpdateBatchResponse(result=[result] * len(operations), time=0.0)
 
     @call("delete")
     def Delete(self, request, answer):
@@ -363,10 +391,12 @@ class Rest(BaseHTTPRequestHandler):
             result = make()
         except (HeadwaterError, ValueError, KeyError, ValidationError) as error:
             return self.answer(status_of(error), {"status": {"error": str(error)}, "time": 0.0})
-        if name in ("upsert", "delete", "index"):
+        if name in ("upsert", "delete", "index", "set_payload", "batch"):
             waited = "wait=true" in url.query
             status = fault.answer if fault else ("completed" if waited else "acknowledged")
             result = {"operation_id": 1, "status": status}
+            if name == "batch":
+                result = [result] * len(body["operations"])
         return self.answer(200, {"result": result, "status": "ok", "time": 0.0})
 
     def play(self, fault: Fault) -> bool:
@@ -438,6 +468,11 @@ class Rest(BaseHTTPRequestHandler):
                 ]
             case ["delete"]:
                 return "delete", lambda: self.qdrant.delete(name, rest_selector(body))
+            case ["payload"]:
+                return "set_payload", lambda: self.qdrant.set_payload(name, parse(models.SetPayload, body))
+            case ["batch"]:
+                operations = parse(list[models.UpdateOperation], body["operations"])
+                return "batch", lambda: self.qdrant.update(name, operations)
             case ["count"]:
                 return "count", lambda: {"count": store.count(name, where).count}
             case ["scroll"]:

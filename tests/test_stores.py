@@ -271,6 +271,34 @@ def test_nothing_is_no_error(store):
     assert nearest(store, "c", np.array([vector(1)], np.float32), 3) == [[]]
 
 
+def test_keys_are_set_in_the_payloads_of_points_and_the_others_stay(store):
+    make(store)
+    store.upsert("c", points([1, 2, 3], payload=lambda n: {"ours": {"a": n, "b": [1]}, "text": "x"}))
+    store.set_payload("c", {"a": 0, "c": True}, [ID[1], ID[3]], key="ours")
+    store.set_payload("c", {"text": "y"}, [ID[2]])
+    store.set_payload("c", {"text": "z"}, [])
+    found = {ID.index(record.id): record.payload for record in store.retrieve("c", [ID[1], ID[2], ID[3]])}
+    assert found == {
+        1: {"ours": {"a": 0, "b": [1], "c": True}, "text": "x"},
+        2: {"ours": {"a": 2, "b": [1]}, "text": "y"},
+        3: {"ours": {"a": 0, "b": [1], "c": True}, "text": "x"},
+    }
+
+
+def test_payloads_are_overwritten_whole_and_vectors_stay(store):
+    make(store)
+    store.upsert("c", points(list(range(8))))
+    before = {record.id: record.vector for record in store.retrieve("c", ID[:8], with_vectors=True)}
+    store.overwrite_payloads("c", ID[:7], [{**TYPES, "n": n} for n in range(7)])
+    store.overwrite_payloads("c", [], [])
+    after = store.retrieve("c", ID[:8], with_vectors=True)
+    assert {record.id: record.vector for record in after} == before
+    assert {ID.index(record.id): record.payload for record in after} == {
+        7: {"metadata": {"n": 7}},
+        **{n: {**TYPES, "n": n} for n in range(7)},
+    }
+
+
 @pytest.mark.parametrize("name", ["", "dense"])
 @pytest.mark.parametrize("distance", ["Cosine", "Dot", "Euclid"])
 def test_the_nearest_come_first_with_the_score_of_the_distance(store, distance, name):

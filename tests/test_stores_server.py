@@ -126,7 +126,7 @@ def test_trying_again_has_an_end(server, store):
     with pytest.raises(StoreUnavailable, match="planted") as failed:
         store.upsert("c", points([1]))
     assert upserts(server) == [1] * 4  # once, and three retries
-    assert "upsert 1 points into 'c'" in str(failed.value)
+    assert "upsert into 'c' (1 points)" in str(failed.value)
     server.plant("answer", answer="acknowledged", on="delete", times=99)
     with pytest.raises(StoreUnavailable, match="acknowledged"):
         store.delete("c", points([1]).ids)

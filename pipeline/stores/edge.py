@@ -181,6 +181,21 @@ class EdgeStore:
                 operation = engine.UpdateOperation.upsert_points(to.edge_points(batch), condition)
             self._update(collection_name, operation, f"upsert {len(batch)} points")
 
+    def set_payload(
+        self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
+    ) -> None:
+        if points:
+            operation = engine.UpdateOperation.set_payload(list(points), payload, key)
+            self._update(collection_name, operation, f"set the payload of {len(points)} points")
+
+    def overwrite_payloads(
+        self, collection_name: str, ids: Sequence[str], payloads: Sequence[dict[str, Any]]
+    ) -> None:
+        self._check_room(f"overwrite {len(ids)} payloads in {collection_name!r}")
+        for id, payload in zip(ids, payloads, strict=True):
+            operation = engine.UpdateOperation.overwrite_payload([id], payload)
+            self._update(collection_name, operation, f"overwrite the payload of {id}")
+
     def retrieve(
         self,
         collection_name: str,

@@ -150,6 +150,20 @@ class LocalStore:
         with self._call():
             self._client.upsert(collection_name, batch, update_filter=update_filter)
 
+    def set_payload(
+        self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
+    ) -> None:
+        if points:
+            with self._call():
+                self._client.set_payload(collection_name, payload, list(points), key=key)
+
+    def overwrite_payloads(
+        self, collection_name: str, ids: Sequence[str], payloads: Sequence[dict[str, Any]]
+    ) -> None:
+        with self._call():
+            for id, payload in zip(ids, payloads, strict=True):
+                self._client.overwrite_payload(collection_name, payload, [id])
+
     def retrieve(
         self,
         collection_name: str,

@@ -134,8 +134,29 @@ class ServerStore:
     def upsert(
         self, collection_name: str, points: Points, update_filter: models.Filter | None = None
     ) -> None:
-        for batch in points.batches(self._batch_points):
-            self._upsert(collection_name, batch, update_filter)
+        self._send_in_pieces(
+            f"upsert into {collection_name!r}",
+            points.ids,
+            lambda start, stop: self._send(collection_name, points.slice(start, stop), update_filter),
+        )
+
+    def set_payload(
+        self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
+    ) -> None:
+        if points:
+            self._update(
+                f"set the payload of {len(points)} points of {collection_name!r}",
+                lambda: self._client.set_payload(collection_name, payload, list(points), key=key, wait=True),
+            )
+
+    def overwrite_payloads(
+        self, collection_name: str, ids: Sequence[str], payloads: Sequence[dict[str, Any]]
+    ) -> None:
+        self._send_in_pieces(
+            f"overwrite payloads in {collection_name!r}",
+            ids,
+            lambda start, stop: self._overwrite(collection_name, ids[start:stop], payloads[start:stop]),
+        )
 
     def retrieve(
         self,
@@ -210,29 +231,46 @@ class ServerStore:
     def close(self) -> None:
         self._client.close()
 
-    def _upsert(self, collection_name: str, points: Points, where: models.Filter | None) -> None:
-        """Send points, in halves if they are too many for one request."""
-        doing = f"upsert {len(points)} points into {collection_name!r}"
-        try:
-            self._update(
-                doing, lambda: self._send(collection_name, points, where), splittable=len(points) > 1
+    def _send_in_pieces(
+        self, what: str, ids: Sequence[str], send: Callable[[int, int], models.UpdateResult]
+    ) -> None:
+        """Send what belongs to these ids by `send(start, stop)`, in halves where that is too much for one request."""
+
+        def part(start: int, stop: int) -> None:
+            one = stop - start == 1
+            try:
+                self._update(f"{what} ({stop - start} points)", lambda: send(start, stop), splittable=not one)
+            except (BatchTooLarge, StoreOverloaded) as error:
+                if one and isinstance(error, BatchTooLarge):
+                    advice = "Make the document's metadata smaller, or cut words of megabytes in its text"
+                    raise PointTooLarge(error.got, error.need, advice, ids[start]) from error
+                if one or (isinstance(error, StoreOverloaded) and error.retry_after_s > 0):
+                    raise
+                middle = (start + stop) // 2
+                part(start, middle)
+                part(middle, stop)
+
+        for start in range(0, len(ids), self._batch_points):
+            part(start, min(start + self._batch_points, len(ids)))
+
+    def _overwrite(
+        self, collection_name: str, ids: Sequence[str], payloads: Sequence[dict[str, Any]]
+    ) -> models.UpdateResult:
+        self._check_size(ids, sum(len(json.dumps(payload)) for payload in payloads))
+        operations = [
+            models.OverwritePayloadOperation(
+                overwrite_payload=models.SetPayload(payload=payload, points=[id])
             )
-        except (BatchTooLarge, StoreOverloaded) as error:
-            named = isinstance(error, StoreOverloaded) and error.retry_after_s > 0
-            if len(points) == 1 and isinstance(error, BatchTooLarge):
-                advice = "Make the document's metadata smaller, or cut words of megabytes in its text"
-                raise PointTooLarge(error.got, error.need, advice, points.ids[0]) from error
-            if named or len(points) == 1:
-                raise
-            middle = len(points) // 2
-            self._upsert(collection_name, points.slice(0, middle), where)
-            self._upsert(collection_name, points.slice(middle, len(points)), where)
+            for id, payload in zip(ids, payloads, strict=True)
+        ]
+        results = self._client.batch_update_points(collection_name, operations, wait=True)
+        return next((one for one in results if one.status != models.UpdateStatus.COMPLETED), results[-1])
 
     def _send(self, collection_name: str, points: Points, where: models.Filter | None) -> models.UpdateResult:
         # A comparison is only worth something where replicas see updates in one order.
         ordering = models.WriteOrdering.STRONG if where else None
         if not self._over_grpc:
-            self._check_size(points, _json_bytes(points))
+            self._check_size(points.ids, _json_bytes(points))
             return self._client.upsert(
                 collection_name, _rest_points(points), wait=True, ordering=ordering, update_filter=where
             )
@@ -243,14 +281,14 @@ class ServerStore:
             ordering=RestToGrpc.convert_write_ordering(ordering) if ordering else None,
             update_filter=RestToGrpc.convert_filter(where) if where else None,
         )
-        self._check_size(points, request.ByteSize())
+        self._check_size(points.ids, request.ByteSize())
         answer = self._client.grpc_points.Upsert(request, timeout=self._timeout_s)
         return GrpcToRest.convert_update_result(answer.result)
 
-    def _check_size(self, points: Points, nbytes: int) -> None:
+    def _check_size(self, ids: Sequence[str], nbytes: int) -> None:
         if nbytes > MAX_REQUEST_BYTES:
             raise BatchTooLarge(
-                f"{len(points)} points of {nbytes} bytes for {self._url}, the first {points.ids[0]}",
+                f"{len(ids)} points of {nbytes} bytes for {self._url}, the first {ids[0]}",
                 f"At most {MAX_REQUEST_BYTES} bytes in a request",
             )
 

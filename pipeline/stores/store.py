@@ -89,6 +89,24 @@ class Store(Protocol):
         """
         ...
 
+    def set_payload(
+        self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
+    ) -> None:
+        """Set these keys in the payloads of points that exist, under `key` if given; other keys stay.
+
+        Returns only when applied; the same call again is safe.
+        """
+        ...
+
+    def overwrite_payloads(
+        self, collection_name: str, ids: Sequence[str], payloads: Sequence[dict[str, Any]]
+    ) -> None:
+        """Give points that exist a new payload each, whole; vectors stay.
+
+        Returns only when applied. After an error any part may have been; the same call again is safe.
+        """
+        ...
+
     def retrieve(
         self,
         collection_name: str,
