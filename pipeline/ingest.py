@@ -96,11 +96,14 @@ def ingest(
 def _hold_collection(
     settings: Settings, executor: Executor, stop: threading.Event, stack: ExitStack
 ) -> tuple[Store, Lease | None]:
-    """Open the store and take the collection's lease, or raise CollectionHeld; a lease that is lost sets `stop`."""
+    """Open the store and take the collection's lease, or raise CollectionHeld; a lease that is lost sets `stop`.
+
+    A stop ends the wait for a lease, with CollectionHeld too.
+    """
     name, purpose = settings.store.collection, f"ingest into {settings.store.collection!r}"
     try:
         store = executor.open_store(settings.store, purpose)
-        lease = stack.enter_context(hold(store, name, settings.run.id, settings.run.lease_s, stop.set))
+        lease = stack.enter_context(hold(store, name, settings.run.id, settings.run.lease_s, stop))
     except StoreHeld as held:
         if held.purpose != purpose:
             raise

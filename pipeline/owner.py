@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import psutil
 
-_SAME_START_S = 5.0  # clocks are set while processes run; a number is not given out again that fast
+_SAME_START_S = 5.0  # boot time is known to the second; a number is not given out again that fast
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Owner:
     """A process, recognisable after its number was given to another one.
 
     `machine` is a boot of a machine and the namespace of its process numbers, so that two containers on one host
-    are two machines; `started` is seconds since the epoch.
+    are two machines; `started` is seconds since that boot, which no setting of the clock changes.
     """
 
     host: str
@@ -30,7 +30,7 @@ class Owner:
     @classmethod
     def here(cls) -> Self:
         """The process that asks."""
-        return cls(socket.gethostname(), _machine(), os.getpid(), psutil.Process().create_time())
+        return cls(socket.gethostname(), _machine(), os.getpid(), _started(psutil.Process()))
 
     @classmethod
     def read(cls, values: Any) -> Self | None:  # noqa: ANN401 - whatever a file or a store held
@@ -57,7 +57,7 @@ class Owner:
             return False
         try:
             process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.started) < _SAME_START_S
+            same = abs(_started(process) - self.started) < _SAME_START_S
             return not same or process.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return not _signalled(self.pid)  # /proc may hide the processes of others
@@ -66,6 +66,10 @@ class Owner:
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"
+
+
+def _started(process: psutil.Process) -> float:
+    return process.create_time() - psutil.boot_time()
 
 
 def _signalled(pid: int) -> bool:

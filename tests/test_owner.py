@@ -59,3 +59,11 @@ def test_a_process_that_we_are_not_shown_is_not_gone(monkeypatch):
     monkeypatch.setattr(psutil, "Process", hidden)
     assert not here.gone()
     assert replace(here, pid=2**22 - 1).gone()
+
+
+def test_a_clock_that_was_set_does_not_make_a_living_process_another(monkeypatch):
+    here = Owner.here()
+    boot, created = psutil.boot_time(), psutil.Process().create_time()
+    monkeypatch.setattr(psutil, "boot_time", lambda: boot + 3600)
+    monkeypatch.setattr(psutil.Process, "create_time", lambda _: created + 3600)
+    assert not here.gone()

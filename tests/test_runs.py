@@ -123,7 +123,7 @@ def test_a_run_that_lost_its_lease_stops_and_does_not_resume_over_the_other(sour
 def test_on_a_server_the_second_run_says_that_the_first_works(source, to, qdrant, tmp_path):
     settings = to(store__url=qdrant.grpc_url, store__collection="leased", run__state=str(tmp_path / "state"))
     store = open_store(settings.store)
-    held = Lease.take(store, "leased", "nightly", 30.0)
+    held = Lease.take(store, "leased", "nightly", 30.0, threading.Event())
     beating = threading.Event()
 
     def beat():

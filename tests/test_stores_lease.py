@@ -2,13 +2,15 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from pipeline.config import StoreConfig
-from pipeline.errors import CollectionHeld, LeaseLost, StoreUnavailable
+from pipeline.errors import CollectionHeld, LeaseLost, StoreError, StoreUnavailable
 from pipeline.owner import Owner
 from pipeline.stores import Lease, hold, open_store
 from pipeline.stores import lease as leases
+from pipeline.stores.points import Points
 
 FAR = replace(Owner.here(), machine="another machine", host="far", pid=4)
 
@@ -35,11 +37,11 @@ def elsewhere(monkeypatch):
 
 
 def test_one_run_at_a_time_and_the_next_when_it_has_ended(store):
-    with hold(store, "docs", "nightly", 1.0, lambda: None):
+    with hold(store, "docs", "nightly", 1.0, threading.Event()):
         with pytest.raises(CollectionHeld, match="nightly"):
-            Lease.take(store, "docs", "", 1.0)
-        assert Lease.take(store, "others", "", 1.0).epoch == 1
-    assert Lease.take(store, "docs", "", 1.0).epoch == 2
+            Lease.take(store, "docs", "", 1.0, threading.Event())
+        assert Lease.take(store, "others", "", 1.0, threading.Event()).epoch == 1
+    assert Lease.take(store, "docs", "", 1.0, threading.Event()).epoch == 2
 
 
 def test_of_many_that_reach_for_it_at_once_one_gets_it(store):
@@ -49,7 +51,7 @@ def test_of_many_that_reach_for_it_at_once_one_gets_it(store):
     def reach():
         ready.wait()
         try:
-            with hold(store, "docs", "", 1.5, lambda: None) as lease:
+            with hold(store, "docs", "", 1.5, threading.Event()) as lease:
                 got.append(lease.epoch)
                 time.sleep(3)
         except CollectionHeld:
@@ -68,16 +70,16 @@ def test_a_holder_whose_process_is_gone_is_replaced_at_once(store, monkeypatch):
     dead = replace(Owner.here(), pid=2**22 - 1)
     with monkeypatch.context() as patch:
         patch.setattr(Owner, "here", classmethod(lambda cls: dead))
-        Lease.take(store, "docs", "", 3600.0)
+        Lease.take(store, "docs", "", 3600.0, threading.Event())
     since = time.monotonic()
-    assert Lease.take(store, "docs", "", 1.0).epoch == 2
+    assert Lease.take(store, "docs", "", 1.0, threading.Event()).epoch == 2
     assert time.monotonic() - since < 5
 
 
 def test_a_holder_elsewhere_is_replaced_when_it_gave_no_sign_of_life_and_then_learns_of_it(store, elsewhere):
-    silent = Lease.take(store, "docs", "", 0.5)
+    silent = Lease.take(store, "docs", "", 0.5, threading.Event())
     since = time.monotonic()
-    following = Lease.take(store, "docs", "", 60.0)
+    following = Lease.take(store, "docs", "", 60.0, threading.Event())
     assert time.monotonic() - since >= 0.5
     assert following.epoch == 2
     with pytest.raises(LeaseLost, match="far"):
@@ -86,10 +88,10 @@ def test_a_holder_elsewhere_is_replaced_when_it_gave_no_sign_of_life_and_then_le
     following.beat()
 
 
-def test_who_loses_the_lease_is_told_once(elsewhere):
+def test_who_loses_the_lease_is_told(elsewhere):
     store = open_store(StoreConfig(url="memory:"))
-    told = []
-    with hold(store, "docs", "", 0.5, lambda: told.append(1)) as lease:
+    stop = threading.Event()
+    with hold(store, "docs", "", 0.5, stop) as lease:
         found = leases._read(store, "docs")
         thief = replace(found, epoch=found.epoch + 1, beat=0, token="thief")
         while not leases._swap(store, leases._read(store, "docs"), thief):
@@ -97,7 +99,7 @@ def test_who_loses_the_lease_is_told_once(elsewhere):
         time.sleep(1)
         with pytest.raises(LeaseLost):
             lease.check()
-    assert told == [1]
+    assert stop.is_set()
     assert leases._read(store, "docs").token == "thief"
 
 
@@ -108,7 +110,7 @@ def test_a_store_that_does_not_answer_for_a_while_is_no_loss(elsewhere):
     def unavailable(*_, **__):
         raise StoreUnavailable("not now")
 
-    with hold(store, "docs", "", 0.5, lambda: None) as lease:
+    with hold(store, "docs", "", 0.5, threading.Event()) as lease:
         store.upsert = unavailable
         time.sleep(0.7)
         store.upsert = upsert
@@ -119,5 +121,52 @@ def test_a_store_that_does_not_answer_for_a_while_is_no_loss(elsewhere):
 
 
 def test_without_a_lease_nobody_is_asked():
-    with hold(None, "docs", "", 0, lambda: None) as lease:
+    with hold(None, "docs", "", 0, threading.Event()) as lease:
         assert lease is None
+
+
+def test_leases_that_somebody_deleted_are_made_again_and_the_run_keeps_its_own(store, elsewhere):
+    stop = threading.Event()
+    with hold(store, "docs", "nightly", 0.5, stop) as lease:
+        store.delete_collection(leases.LEASES)
+        time.sleep(0.5)
+        assert leases._read(store, "docs").run == "nightly"
+        lease.check()
+    assert not stop.is_set()
+
+
+def test_after_leases_were_deleted_two_runs_do_not_take_each_others_states_for_their_own(store, elsewhere):
+    first = Lease.take(store, "docs", "", 60.0, threading.Event())
+    store.delete_collection(leases.LEASES)
+    second = Lease.take(store, "docs", "", 60.0, threading.Event())
+    assert second.epoch == first.epoch
+    with pytest.raises(LeaseLost):
+        first.beat()
+    second.beat()
+
+
+def test_a_stop_ends_the_wait_for_a_silent_holder(elsewhere):
+    store = open_store(StoreConfig(url="memory:"))
+    Lease.take(store, "docs", "", 3600.0, threading.Event())
+    stop = threading.Event()
+    threading.Timer(0.3, stop.set).start()
+    since = time.monotonic()
+    with pytest.raises(CollectionHeld):
+        Lease.take(store, "docs", "", 1.0, stop)
+    assert time.monotonic() - since < 3
+
+
+def test_that_the_holder_of_a_long_lease_lives_is_soon_seen(elsewhere):
+    store = open_store(StoreConfig(url="memory:"))
+    since = time.monotonic()
+    with hold(store, "docs", "", 3600.0, threading.Event()), pytest.raises(CollectionHeld):
+        Lease.take(store, "docs", "", 1.0, threading.Event())
+    assert time.monotonic() - since < 10
+
+
+def test_a_lease_of_another_form_is_an_error_that_says_what_to_do():
+    store = open_store(StoreConfig(url="memory:"))
+    Lease.take(store, "docs", "", 1.0, threading.Event())
+    store.upsert(leases.LEASES, Points([leases._point("docs")], np.ones((1, 1), np.float32), [{"holder": 1}]))
+    with pytest.raises(StoreError, match="Delete collection"):
+        Lease.take(store, "docs", "", 1.0, threading.Event())

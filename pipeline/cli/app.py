@@ -106,6 +106,8 @@ def ingest(
                 metrics.record(metrics.FINISHED, time.time())
     except CollectionHeld as held:  # the other run does this one's work: no failure to wake anybody for
         _say_held(held, json_out)
+        if stop.is_set():
+            raise typer.Exit(130) from None
         return
     if json_out:
         print_json(summary.as_dict())

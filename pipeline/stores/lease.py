@@ -12,7 +12,7 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from qdrant_client import models
 
+from pipeline import logs
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, TransientError
 from pipeline.owner import Owner
 from pipeline.stores.points import Points
@@ -27,8 +28,11 @@ from pipeline.stores.store import Store
 
 LEASES = "headwater_leases"
 
-_BEATS = 5  # a lease moves so many times in the time after which it would be free
+_BEATS = 5  # a lease moves so many times in the time after which it would be free, or more often:
+_BEAT_S = 3.0  # so that who looks on sees soon that a holder lives, however long that one may stall
 _STAMP = "stamp"
+
+log = logs.logger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,8 +50,11 @@ class Record:
 
     @property
     def stamp(self) -> str:
-        """The state by which it is swapped: no two states of a lease have the same."""
-        return f"{self.epoch}.{self.beat}"
+        """The state by which it is swapped: no two states of a lease have the same.
+
+        The token tells apart what was counted anew from 1, after somebody deleted the leases.
+        """
+        return f"{self.epoch}.{self.beat}.{self.token}"
 
     def payload(self) -> dict[str, Any]:
         """The record as a point's payload."""
@@ -56,8 +63,15 @@ class Record:
 
     @classmethod
     def read(cls, payload: dict[str, Any]) -> Record:
-        """The record that `payload` wrote."""
-        values = {name: payload[name] for name in cls.__dataclass_fields__}
+        """The record that `payload` wrote; StoreError for anything else."""
+        try:
+            values = {name: payload[name] for name in cls.__dataclass_fields__}
+        except KeyError as error:
+            raise StoreError(
+                f"a lease in collection {LEASES!r} has no {error}",
+                "Leases as this version of headwater writes them",
+                f"Delete collection {LEASES!r} when no run is at work; it is made anew",
+            ) from None
         return cls(**{**values, "holder": Owner.read(values["holder"])})
 
 
@@ -76,16 +90,16 @@ class Lease:
         return self._record.epoch
 
     @classmethod
-    def take(cls, store: Store, collection: str, run: str, lease_s: float) -> Lease:
-        """Take the lease, waiting as long as it takes to see whether its holder lives.
+    def take(cls, store: Store, collection: str, run: str, lease_s: float, stop: threading.Event) -> Lease:
+        """Take the lease, waiting as long as it takes to see whether its holder lives, or until `stop` is set.
 
-        Raises CollectionHeld where another run works on the collection. After a crash the lease stays; the next
+        Raises CollectionHeld where another run works on the collection, as far as was seen. After a crash the lease stays; the next
         taker finds the process gone, or waits for `lease_s` seconds without a sign of life.
         """
         _make_leases(store)
         while True:
             found = _read(store, collection)
-            if found and found.holder and not found.holder.gone() and _lives(store, found):
+            if found and found.holder and not found.holder.gone() and _lives(store, found, stop):
                 raise CollectionHeld(
                     f"run {found.run or 'without a name'} works on collection {collection!r} since {found.since}: "
                     f"{found.holder}",
@@ -108,7 +122,12 @@ class Lease:
     def beat(self) -> None:
         """Give a sign of life; raise LeaseLost where another run has taken over."""
         following = replace(self._record, beat=self._record.beat + 1, run=self.run)
-        if not _swap(self._store, self._record, following):
+        try:
+            swapped = _swap(self._store, self._record, following)
+        except StoreError:  # somebody may have deleted the leases
+            _make_leases(self._store)
+            swapped = _swap(self._store, self._record, following)
+        if not swapped:
             found = _read(self._store, self._record.collection)
             by = found.holder if found else None
             self._lost = LeaseLost(
@@ -132,27 +151,27 @@ class Lease:
 
 @contextlib.contextmanager
 def hold(
-    store: Store, collection: str, run: str, lease_s: float, lost: Callable[[], None]
+    store: Store, collection: str, run: str, lease_s: float, stop: threading.Event
 ) -> Iterator[Lease | None]:
-    """Hold a collection's lease, giving signs of life from a thread; call `lost` once if another run takes over.
+    """Hold a collection's lease, giving signs of life from a thread; set `stop` if another run takes over.
 
-    `lease_s` 0 holds none.
+    `lease_s` 0 holds none. Once `stop` is set it no longer waits for a lease that another run may hold.
     """
     if not lease_s:
         yield None
         return
-    lease = Lease.take(store, collection, run, lease_s)
+    lease = Lease.take(store, collection, run, lease_s, stop)
     over = threading.Event()
 
     def live() -> None:
-        while not over.wait(lease_s / _BEATS):
+        while not over.wait(_pause(lease_s)):
             try:
                 lease.beat()
             except LeaseLost:
-                lost()
+                stop.set()
                 return
-            except TransientError:
-                pass  # nobody else reaches the store either; the next beat tells who has the lease
+            except (TransientError, StoreError) as error:  # the next beat tells who has the lease
+                log.warning("lease_not_renewed", collection=collection, error=str(error))
 
     heart = threading.Thread(target=live, name="lease", daemon=True)
     heart.start()
@@ -165,11 +184,23 @@ def hold(
             lease.release()
 
 
-def _lives(store: Store, seen: Record) -> bool:
-    """Whether a lease moves within the time its holder promised."""
-    until = time.monotonic() + seen.lease_s
-    while time.monotonic() < until:
-        time.sleep(seen.lease_s / _BEATS / 2)
+def _pause(lease_s: float) -> float:
+    """Seconds between two signs of life."""
+    return min(lease_s / _BEATS, _BEAT_S)
+
+
+def _lives(store: Store, seen: Record, stop: threading.Event) -> bool:
+    """Whether a lease moves within the time its holder promised; True if `stop` is set before that is known."""
+    began = time.monotonic()
+    pause, told = _pause(seen.lease_s), False
+    while (waited := time.monotonic() - began) < seen.lease_s:
+        if stop.wait(pause / 2):
+            return True
+        if waited > 2 * pause and not told:
+            told = True
+            log.warning(
+                "lease_silent", collection=seen.collection, holder=str(seen.holder), wait_s=seen.lease_s
+            )
         now = _read(store, seen.collection)
         if now is None or now.holder is None:
             return False
@@ -186,9 +217,7 @@ def _swap(store: Store, before: Record | None, after: Record) -> bool:
     Safe to repeat, also after an answer that was lost: only the state itself says who won.
     """
     point = Points([_point(after.collection)], np.ones((1, 1), dtype=np.float32), [after.payload()])
-    stamp = (
-        before.stamp if before else ""
-    )  # a missing point is inserted whatever the filter; "" matches no other
+    stamp = before.stamp if before else ""  # a missing point is inserted whatever the filter
     unchanged = models.Filter(must=[models.FieldCondition(key=_STAMP, match=models.MatchValue(value=stamp))])
     store.upsert(LEASES, point, update_filter=unchanged)
     found = _read(store, after.collection)
