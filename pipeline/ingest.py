@@ -17,7 +17,7 @@ from pipeline import logs
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import prepare_encoder
-from pipeline.errors import CollectionHeld, StoreHeld
+from pipeline.errors import CollectionHeld, LeaseLost, StoreHeld
 from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.sources import Source, open_source
@@ -84,10 +84,13 @@ def ingest(
         logs.set_run(job.run)
         if lease:
             lease.run = job.run
-        book = _index(source, job, Book(ledger, store, source.splits, settings.run), executor, stop, observe)
-        if lease:
-            lease.check()
-        summary = _sum_up(source, job, ledger, book, stop, time.perf_counter() - began)
+        with _failing(ledger):
+            book = _index(
+                source, job, Book(ledger, store, source.splits, settings.run), executor, stop, observe
+            )
+            if lease:
+                lease.check()
+            summary = _sum_up(source, job, ledger, book, stop, time.perf_counter() - began)
         ledger.end(summary.as_dict())
         log.info("run_finished", **summary.as_dict())
         return summary
@@ -109,6 +112,18 @@ def _hold_collection(
             raise
         raise CollectionHeld(held.got, "One run at a time", NOTHING_DONE) from held
     return store, lease
+
+
+@contextmanager
+def _failing(ledger: Ledger) -> Iterator[None]:
+    """Write in the ledger what ends the run before its time."""
+    try:
+        yield
+    except LeaseLost:  # the run that took over may have resumed this one: the last word is its
+        raise
+    except Exception as error:
+        ledger.fail(logs.redacted(str(error) or repr(error)))
+        raise
 
 
 def state_folder(settings: Settings) -> Path:
@@ -134,7 +149,7 @@ def _open_ledger(source: Source, job: Job, store: Store) -> Ledger:
     header = Header(
         run=settings.run.id,
         plan=plan_hash(source.uri, config, job.chunker_version, job.spec.version, job.collection),
-        source=source.uri,
+        source=logs.redacted(source.uri),
         collection=settings.store.collection,
         encoder_version=job.spec.version,
         splits=len(source.splits),
@@ -167,8 +182,9 @@ def _sum_up(
     source: Source, job: Job, ledger: Ledger, book: Book, stop: threading.Event, seconds: float
 ) -> Summary:
     """The summary of this attempt, with the dead-letter file written."""
-    dead_letter = ledger.file.with_name(f"rejected-{ledger.run_id}.parquet")
-    wrote = write_rejected(dead_letter, itertools.chain(ledger.rejected(source.splits), book.uncommitted))
+    wrote = write_rejected(
+        ledger.dead_letter, itertools.chain(ledger.rejected(source.splits), book.uncommitted)
+    )
     return Summary(
         counts=book.counts,
         earlier=book.earlier,
@@ -179,7 +195,7 @@ def _sum_up(
         resumed_splits=book.resumed_splits,
         failed=(*source.unreadable, *book.failed),
         interrupted=stop.is_set() and bool(book.open_splits()),
-        dead_letter=dead_letter if wrote else None,
+        dead_letter=ledger.dead_letter if wrote else None,
     )
 
 

@@ -89,10 +89,19 @@ def test_a_name_is_not_given_to_two_plans(tmp_path):
         Ledger.open(tmp_path, header("other plan", run="nightly"), "nightly")
 
 
-def test_only_the_latest_ledgers_are_kept(tmp_path):
+def test_only_the_latest_ledgers_are_kept_and_their_lists_of_rejected_documents(tmp_path):
     for n in range(KEPT + 5):
-        Ledger.open(tmp_path, header(f"plan {n}"), "")
-    assert len(list(tmp_path.glob("run-*.jsonl"))) == KEPT
+        write_rejected(Ledger.open(tmp_path, header(f"plan {n}"), "").dead_letter, ack("a").rejected)
+    kept = {file.stem.removeprefix("run-") for file in tmp_path.glob("run-*.jsonl")}
+    assert len(kept) == KEPT
+    assert {file.stem.removeprefix("rejected-") for file in tmp_path.glob("*.parquet")} == kept
+
+
+def test_a_run_that_an_error_ended_is_resumed(tmp_path):
+    ledger = reopen(tmp_path)
+    ledger.commit([(split("a"), ack("a"))])
+    ledger.fail("the store is gone")
+    assert len(reopen(tmp_path)) == 1
 
 
 def test_another_plan_forgets_what_the_last_one_did(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import runs
 
 from pipeline.config import StoreConfig
-from pipeline.errors import CollectionHeld, LeaseLost, UsageError
+from pipeline.errors import CollectionHeld, LeaseLost, StoreUnavailable, UsageError
 from pipeline.ingest import RUN_KEY, history, ingest
 from pipeline.local import LocalExecutor
 from pipeline.stores import Lease, collection, open_store
@@ -54,7 +54,7 @@ def test_a_named_run_resumes_and_then_says_that_it_is_done(source, to):
     assert second.run == "nightly-1"
     assert second.resumed_splits >= 3
     assert second.earlier == first.counts
-    assert second.counts.indexed == 40
+    assert second.counts.indexed + second.counts.unchanged == 40
     assert not second.finished_at
     third = runs.run(source, named)
     assert third.finished_at
@@ -78,7 +78,7 @@ def test_history_tells_of_every_run(source, to):
     b, a = history(to())
     assert (a.header.run, a.state) == ("a", "interrupted")
     assert (b.header.run, b.state, b.splits_done) == ("b", "finished", 8)
-    assert b.summary["indexed"] == b.committed.indexed == b.header.documents == 40
+    assert b.summary["read"] == b.committed.read == b.header.documents == 40
     assert history(to(store__collection="others")) == []
 
 
@@ -117,7 +117,23 @@ def test_a_run_that_lost_its_lease_stops_and_does_not_resume_over_the_other(sour
     assert history(to())[0].state == "running"  # this very process; nobody wrote that it ended
     again = runs.run(source, to())
     assert again.resumed_splits == 0
-    assert again.counts.indexed == 40
+    assert again.counts.indexed + again.counts.unchanged == 40
+
+
+class Breaks(LocalExecutor):
+    """Fails after its first split."""
+
+    def run(self, job, splits, stop):
+        yield next(super().run(job, splits, stop))
+        raise StoreUnavailable("the store is gone")
+
+
+def test_a_run_that_an_error_ended_has_failed_and_resumes(source, to):
+    with pytest.raises(StoreUnavailable):
+        ingest(str(source), to(), Breaks(), threading.Event())
+    (run,) = history(to())
+    assert (run.state, run.error) == ("failed", "the store is gone.")
+    assert runs.run(source, to()).resumed_splits == 1
 
 
 def test_on_a_server_the_second_run_says_that_the_first_works(source, to, qdrant, tmp_path):

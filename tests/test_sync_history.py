@@ -72,3 +72,41 @@ def test_the_latest_run_comes_first_and_a_torn_ledger_is_read_as_far_as_it_goes(
     begin(tmp_path / "b", "newer")
     (tmp_path / "b" / "run-empty.jsonl").write_bytes(b"")
     assert [run.header.run for run in runs([tmp_path / "a", tmp_path / "b"])] == ["newer", "older"]
+
+
+def test_files_that_are_no_ledgers_do_not_hide_the_runs(tmp_path):
+    begin(tmp_path, "good")
+    (tmp_path / "run-folder.jsonl").mkdir()
+    for name, text in {
+        "older": '{"plan": "x", "run": "older"}',
+        "bytes": "\udcff\udcfe",
+        "list": "[1]",
+        "counts": None,
+        "ended": '{"ended": 3}',
+    }.items():
+        header = begin(tmp_path, name).file.read_text().splitlines()[0]
+        damaged = {"counts": f'{header}\n{{"split": "x", "counts": 3}}', "ended": f"{header}\n{text}"}.get(
+            name, text
+        )
+        (tmp_path / f"run-{name}.jsonl").write_bytes(f"{damaged}\n".encode("utf-8", "surrogateescape"))
+    assert [run.header.run for run in runs([tmp_path])] == ["good"]
+
+
+def test_a_split_that_two_processes_committed_counts_once(tmp_path):
+    ledger = begin(tmp_path, "a")
+    commit(ledger, "one")
+    commit(ledger, "one")
+    (run,) = runs([tmp_path])
+    assert (run.splits_done, run.committed.read) == (1, 3)
+
+
+def test_an_error_that_ended_a_run_is_told_until_the_next_attempt(tmp_path):
+    begin(tmp_path, "a").fail("the store is gone")
+    (run,) = runs([tmp_path])
+    assert (run.state, run.error, run.summary) == ("failed", "the store is gone", None)
+    assert run.as_dict()["error"] == "the store is gone"
+    again = Ledger.open(tmp_path, Header("a", "plan", "docs.parquet", "docs", "v1", 3, 9, now()), "a")
+    (run,) = runs([tmp_path])
+    assert (run.state, run.error, run.attempts) == ("running", "", 2)
+    ended(again, 0)
+    assert runs([tmp_path])[0].state == "finished"

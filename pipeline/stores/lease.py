@@ -93,8 +93,8 @@ class Lease:
     def take(cls, store: Store, collection: str, run: str, lease_s: float, stop: threading.Event) -> Lease:
         """Take the lease, waiting as long as it takes to see whether its holder lives, or until `stop` is set.
 
-        Raises CollectionHeld where another run works on the collection, as far as was seen. After a crash the lease stays; the next
-        taker finds the process gone, or waits for `lease_s` seconds without a sign of life.
+        Raises CollectionHeld where another run works on the collection, as far as was seen. After a crash the lease
+        stays; the next taker finds the process gone, or waits for `lease_s` seconds without a sign of life.
         """
         _make_leases(store)
         while True:

@@ -7,9 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import logs
 from pipeline.owner import Owner
 from pipeline.schemas import Counts
 from pipeline.sync.ledger import Header, read_entries
+
+log = logs.logger(__name__)
 
 State = Literal["running", "finished", "interrupted", "failed", "lost", "elsewhere"]
 
@@ -20,7 +23,8 @@ class Run:
 
     `state`: "lost" is a run whose process is gone without a last word: started again, it resumes; "elsewhere" one
     of another machine that has not ended. `committed` counts what is in the ledger, over all attempts; `last_at` is
-    when the ledger was last written. `summary` is that of the last attempt that came to an end.
+    when the ledger was last written. `summary` is that of the last attempt that came to an end, `error` what ended the
+    last one before it came to one.
     """
 
     header: Header
@@ -31,6 +35,7 @@ class Run:
     committed: Counts
     last_at: str
     summary: dict[str, Any] | None
+    error: str
 
     def as_dict(self) -> dict[str, Any]:
         """The run as JSON values; the header's at the top level."""
@@ -40,15 +45,27 @@ class Run:
 
 
 def runs(folders: Iterator[Path] | list[Path]) -> list[Run]:
-    """The runs whose ledgers lie in these folders, the one that was written to last first."""
+    """The runs whose ledgers lie in these folders, the one that was written to last first.
+
+    What is no ledger, or cannot be read, is left out with a warning.
+    """
     files = [file for folder in folders for file in folder.glob("run-*.jsonl")]
-    found = [run for run in map(_read, files) if run is not None]
+    found = [run for run in map(_read_safely, files) if run is not None]
     return sorted(found, key=lambda run: run.last_at, reverse=True)
+
+
+def _read_safely(file: Path) -> Run | None:
+    try:
+        return _read(file)
+    except (OSError, TypeError, KeyError, AttributeError) as error:
+        log.warning("ledger_unreadable", file=str(file), error=f"{type(error).__name__}: {error}")
+        return None
 
 
 def _read(file: Path) -> Run | None:
     header: Header | None = None
-    counts, splits, attempts, last_at = Counts(), 0, 0, ""
+    committed: dict[str, Counts] = {}  # after a take-over two processes may have committed the same split
+    attempts, last_at, error = 0, "", ""
     owner: Owner | None = None
     summary: dict[str, Any] | None = None
     over = False
@@ -56,18 +73,20 @@ def _read(file: Path) -> Run | None:
         values = entry.values
         if header is None:
             header = Header(**values)
-        last_at = values.get("at", last_at)
+        last_at = str(values.get("at", last_at))
         if "attempt" in values:
-            attempts, owner, over = attempts + 1, Owner.read(values["attempt"]), False
+            attempts, owner, over, error = attempts + 1, Owner.read(values["attempt"]), False, ""
         elif "ended" in values:
-            summary, over = values["ended"]["summary"], True
+            ended = values["ended"]
+            summary, error, over = ended.get("summary", summary), ended.get("error", ""), True
         elif "split" in values:
-            splits += 1
-            counts += Counts(**values["counts"])
+            committed[values["split"]] = Counts(**values["counts"])
     if header is None:
         return None
-    state = _state(owner, summary if over else None)
-    return Run(header, state, attempts, str(owner or ""), splits, counts, last_at or header.began, summary)
+    state: State = "failed" if error else _state(owner, summary if over else None)
+    counts = sum(committed.values(), Counts())
+    at = last_at or header.began
+    return Run(header, state, attempts, str(owner or ""), len(committed), counts, at, summary, error)
 
 
 def _state(owner: Owner | None, summary: dict[str, Any] | None) -> State:

@@ -12,6 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -101,6 +102,7 @@ class Ledger:
         fresh.replace(file)
         for old in sorted(folder.glob("run-*.jsonl"), key=lambda old: old.stat().st_mtime)[:-KEPT]:
             old.unlink()
+            _dead_letter(old).unlink(missing_ok=True)
         _sync_folder(folder)
         return cls(file, run_id, {}, None)
 
@@ -148,6 +150,16 @@ class Ledger:
     def end(self, summary: dict[str, Any]) -> None:
         """Record how this attempt ended. After exit codes 0 and 3 the run is finished and never resumed."""
         self._append({"ended": {"summary": summary}, "at": now()})
+
+    def fail(self, error: str) -> None:
+        """Record, where that can be written, that an error ended this attempt; the next one resumes."""
+        with suppress(OSError):
+            self._append({"ended": {"error": error}, "at": now()})
+
+    @property
+    def dead_letter(self) -> Path:
+        """Where the run lists what it rejected."""
+        return _dead_letter(self.file)
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self.file.open("ab") as out:
@@ -217,6 +229,10 @@ def now() -> str:
 
 def _file(folder: Path, run_id: str) -> Path:
     return folder / f"run-{run_id}.jsonl"
+
+
+def _dead_letter(file: Path) -> Path:
+    return file.with_name(f"rejected-{file.stem.removeprefix('run-')}.parquet")
 
 
 def _sync_folder(folder: Path) -> None:
