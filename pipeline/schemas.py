@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import uuid
 from collections.abc import Callable
@@ -39,6 +40,7 @@ CHUNKS = _required(
     start=pa.int64(),  # code points into the document's text
     end=pa.int64(),
     token_ids=pa.list_(pa.int32()),  # as the encoder takes them, specials included
+    text_hash=pa.string(),  # of the whole document
     metadata=pa.string(),
     sequence=pa.int64(),
     row=pa.int64(),
@@ -64,6 +66,11 @@ def point_id(namespace: str, document_id: str, chunk_index: int) -> str:
     """The id of a chunk's point: UUIDv5 under NAMESPACE_URL of compact JSON, the same in every run and order."""
     key = json.dumps([namespace, document_id, chunk_index], ensure_ascii=False, separators=(",", ":"))
     return str(uuid.uuid5(uuid.NAMESPACE_URL, key))
+
+
+def digest(text: str) -> str:
+    """The hash by which texts and metadata are compared: 128 bits of BLAKE2b, hexadecimal."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)

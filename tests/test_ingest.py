@@ -53,7 +53,49 @@ def test_a_second_run_changes_nothing(to, tmp_path):
     again = runs.run(file, to)
     assert again.resumed_splits == 0
     assert again.counts.removed == 0
+    assert again.counts.unchanged == again.counts.read == 12
+    assert again.counts.tokens == 0  # nothing was embedded
     points.assert_same(before, stored(to))
+
+
+def test_new_metadata_alone_patches_payloads_and_embeds_nothing(to, tmp_path):
+    rows = documents.rows(6, most_words=200)
+    runs.run(documents.write(tmp_path / "docs.parquet", rows), to)
+    before = stored(to)
+    changed = [{**row, "year": 1999} if n % 2 else row for n, row in enumerate(rows)]
+    summary = runs.run(documents.write(tmp_path / "docs.parquet", changed), to)
+    assert (summary.counts.patched, summary.counts.unchanged, summary.counts.tokens) == (3, 3, 0)
+    afresh = to.model_copy(update={"store": to.store.model_copy(update={"url": f"edge:{tmp_path}/afresh"})})
+    runs.run(tmp_path / "docs.parquet", afresh)
+    after = stored(to)
+    points.assert_same(points.contents_of(f"edge:{tmp_path}/afresh", "docs"), after)
+    assert {id: vector for id, (_, vector) in after.items()} == {id: v for id, (_, v) in before.items()}
+
+
+def test_text_that_moves_between_documents_is_lost_by_neither(to, tmp_path):
+    rows = documents.rows(4, most_words=100)
+    runs.run(documents.write(tmp_path / "docs.parquet", rows), to)
+    moved = [{**row, "text": rows[n - 1]["text"]} for n, row in enumerate(rows)]
+    summary = runs.run(documents.write(tmp_path / "docs.parquet", moved), to)
+    assert summary.counts.indexed == 4
+    texts = {payload["headwater"]["document_id"]: set() for payload, _ in stored(to).values()}
+    for payload, _ in stored(to).values():
+        texts[payload["headwater"]["document_id"]].add(payload["text"])
+    assert all(all(text in row["text"] for text in texts[row["id"]]) and texts[row["id"]] for row in moved)
+
+
+def test_an_older_sequence_is_stale(to, tmp_path):
+    numbered = to.model_copy(update={"source": to.source.model_copy(update={"sequence": "version"})})
+
+    def write(*versions):
+        rows = [{"id": f"d{n}", "text": f"text {v}", "version": v} for n, v in enumerate(versions)]
+        return documents.write(tmp_path / "docs.parquet", rows)
+
+    runs.run(write(5, 5, 5), numbered)
+    summary = runs.run(write(4, 5, 6), numbered)
+    counts = summary.counts
+    assert (counts.stale, counts.unchanged, counts.indexed) == (1, 1, 1)
+    assert sorted(payload["text"] for payload, _ in stored(to).values()) == ["text 5", "text 5", "text 6"]
 
 
 def test_a_shorter_text_loses_its_surplus_chunks(to, tmp_path):

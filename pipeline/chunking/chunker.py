@@ -17,7 +17,7 @@ from pipeline.chunking.cutting import Cutter, Span, Unsplittable
 from pipeline.chunking.markdown import markdown_boundaries
 from pipeline.config import ChunkingConfig
 from pipeline.errors import UsageError
-from pipeline.schemas import CHUNKS, DOCUMENTS, ChunkBatch, Rejected, check, point_id
+from pipeline.schemas import CHUNKS, DOCUMENTS, ChunkBatch, Rejected, check, digest, point_id
 from pipeline.tokens import Tokenizer, Tokens
 
 # Part of the chunker's version. Raise it whenever a change, of this code or of a pinned library, moves a cut
@@ -59,8 +59,9 @@ class Chunker:
             spans = self._spans(row["text"], tokens)
             if not spans:
                 gathered.rejected.append(_reject(row, uri, tokens))
+            text_hash = digest(row["text"])
             for index, span in enumerate(spans):
-                gathered.add(row, span, index, len(spans))
+                gathered.add(row, span, index, len(spans), text_hash)
                 if gathered.is_full():
                     yield gathered.batch()
                     gathered = _Gathered()
@@ -94,7 +95,7 @@ class _Gathered:
     rejected: list[Rejected] = field(default_factory=list)
     size: int = 0  # bytes, about
 
-    def add(self, row: dict[str, Any], span: Span, index: int, count: int) -> None:
+    def add(self, row: dict[str, Any], span: Span, index: int, count: int, text_hash: str) -> None:
         """Add a document's chunk."""
         text = row["text"][span.start : span.end]
         chunk = {
@@ -107,6 +108,7 @@ class _Gathered:
             "start": span.start,
             "end": span.end,
             "token_ids": span.token_ids,
+            "text_hash": text_hash,
             "metadata": row["metadata"],
             "sequence": row["sequence"],
             "row": row["row"],

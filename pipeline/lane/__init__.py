@@ -1,6 +1,7 @@
 """The lane: takes a split from bytes to acknowledged points.
 
 reading    a split as windows of chunks
+sieve      which documents are to be embedded, by what the store holds of them
 windows    what travels through a lane
 pipe       a queue bounded in bytes
 writing    embedded windows as points, and what became of their documents

@@ -24,6 +24,7 @@ from pipeline.errors import BrokenInvariant, CollectionMismatch, SourceError
 from pipeline.job import Job, make_chunker, window_tokens
 from pipeline.lane.pipe import Pipe, PipeClosed
 from pipeline.lane.reading import split_windows
+from pipeline.lane.sieve import Sieve
 from pipeline.lane.tally import Tally
 from pipeline.lane.windows import Window, token_arrays
 from pipeline.lane.writing import SplitWriter
@@ -46,6 +47,7 @@ class Lane:
         self._encoder = encoder
         self._store = store
         self._chunker = make_chunker(job.settings, encoder.spec, encoder.tokenizer)
+        self._sieve = Sieve(store, job.collection, job.spec.version)
         self._window_tokens = window_tokens(job.settings, encoder)
         self._stop = threading.Event()
         self._running: dict[str, Tally] = {}
@@ -120,7 +122,7 @@ class Lane:
         source = self._job.settings.source
         try:
             since = time.perf_counter()
-            for window in split_windows(split, source, self._chunker, self._window_tokens):
+            for window in split_windows(split, source, self._chunker, self._window_tokens, self._sieve.sift):
                 tally.spend("read", since)
                 tally.rows += window.rows
                 tally.made += window.chunks.num_rows

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,30 +12,48 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.schemas import CHUNKS, Rejected
+from pipeline.stores import Head, Key
 
 NO_CHUNKS = pa.RecordBatch.from_pylist([], schema=CHUNKS)
 
 WINDOW_ROWS = 8192  # a stream of deletes or of bad rows has no tokens, and is not to be held whole either
-_BYTES_A_KEY = 400  # a delete or a rejection as a Python object
+_BYTES_A_KEY = 400  # a delete, a head or a rejection as a Python object
+
+
+@dataclass(frozen=True)
+class Patch:
+    """New metadata (JSON) and sequence of a stored document whose text is the same."""
+
+    key: Key
+    metadata: str
+    sequence: int
+    row: int
 
 
 @dataclass(frozen=True)
 class Window:
-    """Chunks (CHUNKS) in document order, and what the rows between them asked for instead of being indexed.
+    """Chunks (CHUNKS) in document order, and what became of the rows between them that are not to be embedded.
 
+    `stored` holds the heads of the documents at hand, in this window or the next ones, that the store has already.
     Only the last document of a window may be unfinished; it goes on in the next one. `rows` counts the rows of the
     source that were read for this window and not for an earlier one: the other side of the trailer.
     """
 
     chunks: pa.RecordBatch
     rows: int = 0
-    deleted: tuple[tuple[str, str], ...] = ()  # (namespace, document id)
+    deleted: tuple[Key, ...] = ()
+    patches: tuple[Patch, ...] = ()
+    unchanged: int = 0
+    stale: int = 0
+    stored: Mapping[Key, Head] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
 
     @property
     def nbytes(self) -> int:
         """Bytes the window keeps in memory, about."""
-        return int(self.chunks.nbytes) + _BYTES_A_KEY * (len(self.deleted) + len(self.rejected))
+        objects = len(self.deleted) + len(self.patches) + len(self.stored) + len(self.rejected)
+        metadata = sum(len(patch.metadata) for patch in self.patches)
+        return int(self.chunks.nbytes) + metadata + _BYTES_A_KEY * objects
 
 
 def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
@@ -92,7 +110,11 @@ def _join(parts: list[Window]) -> Window:
     table = pa.Table.from_batches([part.chunks for part in parts]).combine_chunks()
     return Window(
         table.to_batches()[0] if table.num_rows else NO_CHUNKS,
-        sum(part.rows for part in parts),
-        tuple(key for part in parts for key in part.deleted),
-        tuple(rejected for part in parts for rejected in part.rejected),
+        rows=sum(part.rows for part in parts),
+        deleted=tuple(key for part in parts for key in part.deleted),
+        patches=tuple(patch for part in parts for patch in part.patches),
+        unchanged=sum(part.unchanged for part in parts),
+        stale=sum(part.stale for part in parts),
+        stored={key: head for part in parts for key, head in part.stored.items()},
+        rejected=tuple(rejected for part in parts for rejected in part.rejected),
     )

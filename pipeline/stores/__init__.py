@@ -8,6 +8,7 @@ folder_lock.py  who holds a folder
 server.py       a Qdrant server over gRPC or REST (server_client.py, server_errors.py)
 local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
+heads.py        what a document's first point says of it
 lease.py        one run at a time on a collection
 writer.py       the write protocol: whole documents or what was there before
 nearest.py      many queries in one request
@@ -17,6 +18,7 @@ profiles.py     where payloads keep text and metadata, by the client that reads 
 
 from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.filters import Filter, parse_filter
+from pipeline.stores.heads import Head, Key, read_heads
 from pipeline.stores.lease import Lease, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
@@ -27,7 +29,9 @@ from pipeline.stores.writer import DocumentWriter, Written
 __all__ = [
     "DocumentWriter",
     "Filter",
+    "Head",
     "Hit",
+    "Key",
     "Lease",
     "Points",
     "Profile",
@@ -39,5 +43,6 @@ __all__ = [
     "open_store",
     "parse_filter",
     "profile_named",
+    "read_heads",
     "store_exists",
 ]

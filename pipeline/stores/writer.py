@@ -1,26 +1,30 @@
-"""The write protocol: a document's head (chunk 0) is written after all of its other chunks.
+"""The write protocol: an unmarked head vouches for its whole document (see heads.py).
 
-So whoever finds a document's new head finds the document as it should be: all chunks written, surplus ones gone.
-A run that died can be run again, over the same source or a later one: ids are deterministic, what was written
-is written over, and what should not be there is found by asking the store, not by remembering.
+    mark the heads of documents that are stored and will change
+    write all chunks but heads
+    remove chunks past the new end
+    write the heads, which takes the mark away
+
+So a document is found as it was, as it should be, or marked. A run that died can be run again, over the same source
+or a later one: ids are deterministic, what was written is written over, and what should not be there is computed from
+an unmarked head, and else found by asking the store, never by remembering.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from qdrant_client import models
 
 from pipeline import metrics
-from pipeline.errors import BrokenInvariant, PointTooLarge
+from pipeline.errors import BrokenInvariant
+from pipeline.schemas import point_id
+from pipeline.stores.heads import WRITING, Head, Key
 from pipeline.stores.points import Points
+from pipeline.stores.profiles import OURS
 from pipeline.stores.store import Store
-
-Key = tuple[str, str]
-"""A document: (namespace, document id)."""
 
 _KEYS = ["headwater.namespace", "headwater.document_id", "headwater.chunk_index"]
 _PAGE = 1000
@@ -38,112 +42,95 @@ class Written:
 
 
 class DocumentWriter:
-    """Writes the chunks of documents that arrive in order, a document's over one or several writes.
+    """Writes, patches and deletes whole documents, each by the protocol above.
 
-    One writer serves one stream of chunks; after an error throw it away and begin the stream again with a new
-    one (PointTooLarge is no such error). In memory it keeps one held-back head for each document that has begun
-    and not ended: at most one in a split. A crash at any moment, and a new run over the same or a later source,
-    leaves the points of the last run alone.
+    `stored` is what the store was found to hold of the documents at hand: heads by document, without those that it
+    does not hold. A crash at any moment, and a new run over the same or a later source, leaves the points of the last
+    run alone.
     """
 
     def __init__(self, store: Store, collection_name: str, batch_points: int = 256) -> None:
         self._store = store
         self._collection = collection_name
         self._batch_points = batch_points
-        self._heads: dict[Key, Points] = {}
-        self._written: dict[Key, int] = {}  # chunks of open documents so far, the held-back head included
 
-    @property
-    def open_documents(self) -> int:
-        """Documents whose last chunk has not come yet; 0 at the end of a split."""
-        return len(self._heads)
+    def write(self, points: Points, stored: Mapping[Key, Head]) -> Written:
+        """Write documents; `headwater` in their payloads says which chunk of which document each point is.
 
-    def write(self, points: Points) -> Written:
-        """Write chunks; `headwater` in their payloads says which chunk of which document each is.
-
-        Returns when the store has applied: all chunks but heads, then the removal of chunks past the new end
-        of the documents that are complete with this call, then their heads. Raises BrokenInvariant for chunks
-        out of order. The head of a document that goes on in the next call counts as a point of the call that
-        completes it. PointTooLarge leaves the writer as it was before the call: drop the point's document and
-        write the others again.
+        Raises BrokenInvariant for chunks out of order or documents that are not whole. After PointTooLarge, delete
+        the point's document and write the others again.
         """
-        before = dict(self._heads), dict(self._written)
-        try:
-            return self._write(points)
-        except PointTooLarge:
-            self._heads, self._written = before
-            raise
-
-    def _write(self, points: Points) -> Written:
-        rest, ended = self._sort(points)
-        for batch in points.take(rest).batches(self._batch_points) if rest else ():
-            self._upsert(batch)
-        removed = self._delete(self._surplus(ended))
-        heads = [self._heads.pop(key) for key in ended]
-        for start in range(0, len(heads), self._batch_points):
-            self._upsert(_join(heads[start : start + self._batch_points]))
-        return Written(sum(ended.values()), len(heads), removed)
-
-    def _upsert(self, points: Points) -> None:
-        with metrics.timed(metrics.UPSERT_SECONDS):
-            self._store.upsert(self._collection, points)
-
-    def delete(self, documents: Sequence[Key]) -> int:
-        """Delete all chunks of these documents, heads last; returns how many there were.
-
-        After a crash in between, the same call deletes the rest.
-        """
-        return self._delete(self._surplus(dict.fromkeys(documents, 0)))
-
-    def drop(self, documents: Sequence[Key]) -> int:
-        """Give up documents half-way and delete what is stored of them; returns how many points that were."""
-        for key in documents:
-            self._heads.pop(key, None)
-            self._written.pop(key, None)
-        return self.delete(documents)
-
-    def _sort(self, points: Points) -> tuple[list[int], dict[Key, int]]:
-        """Hold heads back; return the rows of other chunks, and the chunk counts of complete documents."""
+        counts = _documents(points)
+        self._mark(
+            key for key in stored.keys() & counts.keys() if max(stored[key].chunk_count, counts[key]) > 1
+        )
+        heads: list[int] = []
         rest: list[int] = []
-        ended: dict[Key, int] = {}
         for row, payload in enumerate(points.payloads):
-            ours = payload["headwater"]
-            key = (ours["namespace"], ours["document_id"])
-            index, count = ours["chunk_index"], ours["chunk_count"]
-            if index != self._written.get(key, 0) or not index < count:
-                raise BrokenInvariant(
-                    f"chunk {index} of {count} of document {key} after {self._written.get(key, 0)} others",
-                    "A document's chunks arrive in order, and none twice",
-                    "Report it as a bug with this message",
-                )
-            if index == 0:
-                self._heads[key] = points.take([row])
-            else:
-                rest.append(row)
-            self._written[key] = index + 1
-            if index + 1 == count:
-                ended[key] = count
-                del self._written[key]
-        return rest, ended
+            (rest if payload[OURS]["chunk_index"] else heads).append(row)
+        self._upsert(points, rest)
+        removed = self._delete(self._surplus(counts, stored))
+        self._upsert(points, heads)
+        return Written(len(points), len(counts), removed)
 
-    def _surplus(self, counts: dict[Key, int]) -> list[tuple[int, str]]:
+    def patch(
+        self, documents: Mapping[Key, Head], change: Callable[[str, dict[str, Any]], dict[str, Any]]
+    ) -> None:
+        """Give every chunk of these stored documents the payload `change(point id, payload)`; vectors stay.
+
+        The new payload of a head must not carry the mark.
+        """
+        self._mark(key for key, head in documents.items() if head.chunk_count > 1)
+        rest = [point_id(*key, n) for key, head in documents.items() for n in range(1, head.chunk_count)]
+        for ids in (rest, [point_id(*key, 0) for key in documents]):
+            for start in range(0, len(ids), self._batch_points):
+                found = self._store.retrieve(self._collection, ids[start : start + self._batch_points])
+                fresh = {str(record.id): change(str(record.id), record.payload or {}) for record in found}
+                self._store.overwrite_payloads(self._collection, list(fresh), list(fresh.values()))
+
+    def delete(self, documents: Sequence[Key], stored: Mapping[Key, Head]) -> int:
+        """Delete all chunks of these documents, heads last; returns how many there were."""
+        self._mark(key for key in documents if key in stored and stored[key].chunk_count > 1)
+        return self._delete(self._surplus(dict.fromkeys(documents, 0), stored))
+
+    def _mark(self, documents: Iterator[Key]) -> None:
+        """Take back what the heads of these stored documents vouch for, until they are written anew."""
+        ids = sorted(point_id(*key, 0) for key in documents)
+        for start in range(0, len(ids), _PAGE):
+            some = ids[start : start + _PAGE]
+            self._store.set_payload(self._collection, {WRITING: True}, some, key=OURS)
+
+    def _upsert(self, points: Points, rows: list[int]) -> None:
+        if rows:
+            for batch in points.take(rows).batches(self._batch_points):
+                with metrics.timed(metrics.UPSERT_SECONDS):
+                    self._store.upsert(self._collection, batch)
+
+    def _surplus(self, counts: Mapping[Key, int], stored: Mapping[Key, Head]) -> list[tuple[int, str]]:
         """(chunk index, id) of stored points at or past their document's count.
 
-        The store is asked, not the old head: a run that died while a document grew has left chunks no head
-        counts.
+        Where no head vouches for a document the store is asked: a run that died while a document grew has left
+        chunks that no head counts.
         """
-        found: list[tuple[int, str]] = []
+        vouched = {key: stored[key] for key in counts if key in stored and not stored[key].writing}
+        known = [
+            (index, point_id(*key, index))
+            for key, head in vouched.items()
+            for index in range(counts[key], head.chunk_count)
+        ]
+        return [*known, *self._ask({key: count for key, count in counts.items() if key not in vouched})]
+
+    def _ask(self, counts: Mapping[Key, int]) -> Iterator[tuple[int, str]]:
         keys = list(counts)
         for start in range(0, len(keys), _DOCUMENTS_PER_FILTER):
             some = keys[start : start + _DOCUMENTS_PER_FILTER]
             least = min(counts[key] for key in some)
             for record in self._scroll(_chunks_of(some, least)):
-                ours = record.payload["headwater"]
+                ours = record.payload[OURS]
                 index = ours["chunk_index"]
                 # The filter names namespaces and ids apart, so it also finds other pairs of them.
                 if index >= counts.get((ours["namespace"], ours["document_id"]), index + 1):
-                    found.append((index, str(record.id)))
-        return found
+                    yield index, str(record.id)
 
     def _scroll(self, where: models.Filter) -> Iterator[Any]:
         offset: str | None = None
@@ -163,6 +150,31 @@ class DocumentWriter:
         return len(ids)
 
 
+def _documents(points: Points) -> dict[Key, int]:
+    """The chunk count of each document; raise BrokenInvariant unless all are whole and in order."""
+    counts: dict[Key, int] = {}
+    expected = 0
+    for payload in points.payloads:
+        ours = payload[OURS]
+        key = (ours["namespace"], ours["document_id"])
+        index, count = ours["chunk_index"], ours["chunk_count"]
+        if index != expected or not index < count or (index == 0) == (key in counts):
+            raise BrokenInvariant(
+                f"chunk {index} of {count} of document {key} where chunk {expected} was due",
+                "A document's chunks come in order, all at once, and none twice",
+                "Report it as a bug with this message",
+            )
+        counts[key] = count
+        expected = (index + 1) % count
+    if expected:
+        raise BrokenInvariant(
+            f"document {key} without its last chunks, from {expected} on",
+            "A document is written as a whole",
+            "Report it as a bug with this message",
+        )
+    return counts
+
+
 def _chunks_of(documents: Sequence[Key], first: int) -> models.Filter:
     """Chunks numbered `first` or higher of documents with one of these namespaces and one of these ids."""
     namespaces = sorted({namespace for namespace, _ in documents})
@@ -173,13 +185,4 @@ def _chunks_of(documents: Sequence[Key], first: int) -> models.Filter:
             models.FieldCondition(key="headwater.namespace", match=models.MatchAny(any=namespaces)),
             models.FieldCondition(key="headwater.chunk_index", range=models.Range(gte=first)),
         ]
-    )
-
-
-def _join(heads: Sequence[Points]) -> Points:
-    return Points(
-        [head.ids[0] for head in heads],
-        np.concatenate([head.vectors for head in heads]),
-        [head.payloads[0] for head in heads],
-        heads[0].vector_name,
     )
