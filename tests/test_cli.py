@@ -1,5 +1,8 @@
 """The commands as users type them, each in a process of its own."""
 
+import subprocess
+import sys
+
 import documents
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -168,3 +171,9 @@ def test_searching_what_is_not_there_says_so(folder, ingested, encoder_cache):
     )
     assert done.returncode == 1
     assert "no collection 'none'" in done.stderr
+
+
+def test_what_takes_long_to_import_is_imported_where_ctrl_c_is_no_traceback():
+    code = "import sys, pipeline.cli; print({'numpy', 'pyarrow', 'rich', 'pydantic'} & set(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert loaded.stdout.strip() == "set()"

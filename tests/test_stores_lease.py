@@ -164,9 +164,11 @@ def test_that_the_holder_of_a_long_lease_lives_is_soon_seen(elsewhere):
     assert time.monotonic() - since < 10
 
 
-def test_a_lease_of_another_form_is_an_error_that_says_what_to_do():
+@pytest.mark.parametrize("damage", [{"stamp": "1.0"}, {"more": 1}, {"epoch": 7}])
+def test_a_lease_of_another_form_is_an_error_that_says_what_to_do(damage):
     store = open_store(StoreConfig(url="memory:"))
     Lease.take(store, "docs", "", 1.0, threading.Event())
-    store.upsert(leases.LEASES, Points([leases._point("docs")], np.ones((1, 1), np.float32), [{"holder": 1}]))
+    damaged = {**leases._read(store, "docs").payload(), **damage}
+    store.upsert(leases.LEASES, Points([leases._point("docs")], np.ones((1, 1), np.float32), [damaged]))
     with pytest.raises(StoreError, match="Delete collection"):
         Lease.take(store, "docs", "", 1.0, threading.Event())

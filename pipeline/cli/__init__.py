@@ -11,7 +11,6 @@ import os
 import sys
 import warnings
 
-from pipeline.cli.report import print_error, print_warning
 from pipeline.errors import HeadwaterError, UsageError
 
 __all__ = ["main"]
@@ -19,16 +18,26 @@ __all__ = ["main"]
 
 def main() -> None:
     """Run the command line; a user's mistake gets a message, never a traceback."""
+    try:
+        _run()
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _run() -> None:
+    from pipeline.cli.report import (  # a second, in which Ctrl-C is no traceback either
+        print_error,
+        print_warning,
+    )
+
     warnings.showwarning = lambda message, *_: print_warning(
         str(message)
     )  # libraries': without their source line
     try:
         _use_utf8()
-        from pipeline.cli.app import app  # takes a second, in which Ctrl-C is no traceback either
+        from pipeline.cli.app import app
 
         app()
-    except KeyboardInterrupt:
-        sys.exit(130)
     except HeadwaterError as error:
         print_error(str(error))
         sys.exit(2 if isinstance(error, UsageError) else 1)

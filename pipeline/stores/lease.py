@@ -64,15 +64,15 @@ class Record:
     @classmethod
     def read(cls, payload: dict[str, Any]) -> Record:
         """The record that `payload` wrote; StoreError for anything else."""
-        try:
-            values = {name: payload[name] for name in cls.__dataclass_fields__}
-        except KeyError as error:
+        values: dict[str, Any] = {name: payload.get(name) for name in cls.__dataclass_fields__}
+        record = cls(**{**values, "holder": Owner.read(values["holder"])})
+        if payload.keys() != record.payload().keys() or payload[_STAMP] != record.stamp:
             raise StoreError(
-                f"a lease in collection {LEASES!r} has no {error}",
+                f"a lease in collection {LEASES!r} is not of our form",
                 "Leases as this version of headwater writes them",
                 f"Delete collection {LEASES!r} when no run is at work; it is made anew",
-            ) from None
-        return cls(**{**values, "holder": Owner.read(values["holder"])})
+            )
+        return record
 
 
 class Lease:
@@ -194,7 +194,8 @@ def _lives(store: Store, seen: Record, stop: threading.Event) -> bool:
     began = time.monotonic()
     pause, told = _pause(seen.lease_s), False
     while (waited := time.monotonic() - began) < seen.lease_s:
-        if stop.wait(pause / 2):
+        _sleep(pause / 2, stop)
+        if stop.is_set():
             return True
         if waited > 2 * pause and not told:
             told = True
@@ -209,6 +210,13 @@ def _lives(store: Store, seen: Record, stop: threading.Event) -> bool:
         if seen.holder is not None and seen.holder.gone():
             return False
     return False
+
+
+def _sleep(seconds: float, stop: threading.Event) -> None:
+    """Sleep, or return soon after `stop` is set; never waits for it: its setter, a signal, would find it locked."""
+    until = time.monotonic() + seconds
+    while (left := until - time.monotonic()) > 0 and not stop.is_set():
+        time.sleep(min(left, 0.2))
 
 
 def _swap(store: Store, before: Record | None, after: Record) -> bool:
