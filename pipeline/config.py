@@ -119,6 +119,7 @@ class StoreConfig(Section):
     on_disk_payload: bool | None = None
     payload_indexes: dict[str, IndexKind] = {}
     batch_points: int = Field(default=256, ge=1)
+    requests: int = Field(default=4, ge=1, le=64)
     timeout_s: float = Field(default=60.0, gt=0)
     retries: int = Field(default=6, ge=0)
     api_key: SecretStr = SecretStr("")

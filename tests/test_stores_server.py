@@ -472,3 +472,31 @@ def test_an_answer_that_does_not_parse_is_no_qdrant():
         models.CollectionsResponse.model_validate({})
     wrapped = http_exceptions.ResponseHandlingException(caught.value)
     assert "not Qdrant's" in server_error(wrapped, "do it", "http://x").got
+
+
+def test_batches_are_sent_side_by_side_and_all_are_there_when_upsert_returns(server, store, protocol):
+    small = open_store(config(server, protocol, batch_points=3))
+    server.plant("hang", on="upsert", seconds=0.5, times=4)
+    since = time.monotonic()
+    small.upsert("c", points(list(range(12))))
+    assert time.monotonic() - since < 1.6  # 2 one after the other
+    assert small.count("c").count == 12
+    small.close()
+
+
+def test_an_error_in_one_batch_is_raised_when_the_others_are_through(server, store, protocol):
+    small = open_store(config(server, protocol, batch_points=3))
+    server.plant("status", status=400, message="planted", on="upsert", times=1)
+    with pytest.raises(StoreError, match="planted"):
+        small.upsert("c", points(list(range(12))))
+    assert small.count("c").count == 9
+    small.close()
+
+
+def test_a_server_that_asks_to_slow_down_gets_fewer_requests_at_once(server, store, protocol):
+    small = open_store(config(server, protocol, batch_points=3))
+    server.plant("status", status=429, retry_after="1", on="upsert", times=1)
+    small.upsert("c", points(list(range(12))))
+    assert small.count("c").count == 12
+    assert small._pace.limit < 4
+    small.close()

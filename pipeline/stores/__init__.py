@@ -5,12 +5,15 @@ points.py       points on their way to a store
 connect.py      from a URL to an open store
 edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, edge_models.py)
 folder_lock.py  who holds a folder
-server.py       a Qdrant server over gRPC or REST (server_client.py, server_errors.py)
+server.py       a Qdrant server over gRPC or REST (server_client.py, server_errors.py, pace.py)
 local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
 heads.py        what a document's first point says of it
 lease.py        one run at a time on a collection
+scan.py         all that a collection holds
 writer.py       the write protocol: whole documents or what was there before
+tombstones.py   what was deleted, so that no older version brings it back
+suppressions.py what was forgotten, so that nothing brings it back
 nearest.py      many queries in one request
 filters.py      conditions on metadata as a user types them
 profiles.py     where payloads keep text and metadata, by the client that reads them
@@ -23,7 +26,10 @@ from pipeline.stores.lease import Lease, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import Profile, profile_named
+from pipeline.stores.scan import scan_heads, scan_points
 from pipeline.stores.store import Store
+from pipeline.stores.suppressions import Subject, Suppressions
+from pipeline.stores.tombstones import Tombstones
 from pipeline.stores.writer import DocumentWriter, Written
 
 __all__ = [
@@ -36,6 +42,9 @@ __all__ = [
     "Points",
     "Profile",
     "Store",
+    "Subject",
+    "Suppressions",
+    "Tombstones",
     "Written",
     "folder_of",
     "hold",
@@ -44,5 +53,7 @@ __all__ = [
     "parse_filter",
     "profile_named",
     "read_heads",
+    "scan_heads",
+    "scan_points",
     "store_exists",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 from urllib.parse import SplitResult
 
@@ -23,6 +24,7 @@ from pipeline.errors import (
     StoreUnavailable,
     TransientError,
 )
+from pipeline.stores.pace import Pace
 from pipeline.stores.points import Points
 from pipeline.stores.server_client import server_client
 from pipeline.stores.server_errors import BatchTooLarge, server_error
@@ -55,6 +57,8 @@ class ServerStore:
         self._retries = config.retries
         self._timeout_s = config.timeout_s
         self._over_grpc = over_grpc
+        self._pace = Pace(config.requests)
+        self._senders = ThreadPoolExecutor(config.requests, thread_name_prefix="send")
 
     @classmethod
     def open(cls, place: SplitResult, config: StoreConfig) -> ServerStore:
@@ -229,12 +233,17 @@ class ServerStore:
         """Do nothing: a server builds its indexes by itself."""
 
     def close(self) -> None:
+        self._senders.shutdown(cancel_futures=True)
         self._client.close()
 
     def _send_in_pieces(
         self, what: str, ids: Sequence[str], send: Callable[[int, int], models.UpdateResult]
     ) -> None:
-        """Send what belongs to these ids by `send(start, stop)`, in halves where that is too much for one request."""
+        """Send what belongs to these ids by `send(start, stop)`, several batches at once.
+
+        A batch that is too much for one request goes in halves. Returns, or raises the first error, when nothing is
+        under way any more.
+        """
 
         def part(start: int, stop: int) -> None:
             one = stop - start == 1
@@ -250,8 +259,15 @@ class ServerStore:
                 part(start, middle)
                 part(middle, stop)
 
-        for start in range(0, len(ids), self._batch_points):
-            part(start, min(start + self._batch_points, len(ids)))
+        starts = range(0, len(ids), self._batch_points)
+        stops = [min(start + self._batch_points, len(ids)) for start in starts]
+        if len(starts) == 1:
+            part(starts[0], stops[0])
+            return
+        sent = [self._senders.submit(part, start, stop) for start, stop in zip(starts, stops, strict=True)]
+        failed = [error for error in (future.exception() for future in sent) if error is not None]
+        if failed:
+            raise failed[0]
 
     def _overwrite(
         self, collection_name: str, ids: Sequence[str], payloads: Sequence[dict[str, Any]]
@@ -296,7 +312,13 @@ class ServerStore:
         """Call until the server says that the update is applied."""
 
         def applied() -> None:
-            status = send().status
+            with self._pace.turn() as sent_after:
+                try:
+                    status = send().status
+                except Exception as error:
+                    if isinstance(server_error(error, doing, self._url), StoreOverloaded):
+                        self._pace.refused(sent_after)
+                    raise
             if status != models.UpdateStatus.COMPLETED:
                 raise StoreUnavailable(
                     f"cannot {doing}: {self._url} answered {status.value!r}",
