@@ -52,9 +52,21 @@ _secrets: tuple[str, ...] = ()
 _of_process: dict[str, str] = {}  # on every line of this process
 
 
+class _Event(dict[str, Any]):
+    """An event that logging of other programs, which knows nothing of events, shows as a line of text."""
+
+    def __str__(self) -> str:
+        rest = (f"{key}={value}" for key, value in self.items() if key != "event")
+        return " ".join([str(self["event"]), *rest])
+
+
+def _as_event(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:  # noqa: ANN401
+    return _Event(event)
+
+
 def logger(name: str) -> BoundLogger:
     """A logger of events: `logger(__name__).warning("lane_lost", why=…)`."""
-    return BoundLogger(logging.getLogger(name), [ProcessorFormatter.wrap_for_formatter], {})
+    return BoundLogger(logging.getLogger(name), [_as_event, ProcessorFormatter.wrap_for_formatter], {})
 
 
 _log = logger(__name__)

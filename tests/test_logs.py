@@ -288,3 +288,9 @@ def test_a_bar_on_a_terminal_is_not_torn_by_log_lines(configured, monkeypatch):
     assert len(said) == 5
     for line in said:  # the bar is erased before it, and drawn again below
         assert re.search(r"\r\x1b\[2K\d{4}-\S+ \[warning  \] lane_lost .*why=\[bold\]x\[/\]$", line)
+
+
+def test_in_a_program_with_logging_of_its_own_an_event_is_a_line_of_text(caplog):
+
+    logs.logger("pipeline.stores.x").warning("retrying", cause="StoreUnavailable", error="no answer")
+    assert caplog.records[-1].getMessage() == "retrying cause=StoreUnavailable error=no answer"

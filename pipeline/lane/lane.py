@@ -87,7 +87,7 @@ class Lane:
                 error = self._pump(split, tally)
         finally:
             del self._running[split.id]
-        complete = error is None and not self._stop.is_set()
+        complete = error is None and not tally.cut
         if complete:
             tally.check_trailer(split)
         tally.counts.verify()
@@ -137,6 +137,7 @@ class Lane:
     def _encode(self, windows: Pipe[Window], embedded: Pipe[Embedded], tally: Tally) -> None:
         for window in windows:
             if self._stop.is_set():
+                tally.cut = True
                 return
             since = time.perf_counter()
             vectors = self._encoder.encode(token_arrays(window.chunks))

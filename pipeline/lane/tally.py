@@ -14,7 +14,8 @@ class Tally:
     """What a split has done so far, counted at both ends: the trailer compares them.
 
     `rows` and `made` (chunks) are counted where they are read; `arrived` (chunks) and `counts` where they are
-    written. A window lost, cut short or doubled in between makes them differ.
+    written. A window lost, cut short or doubled in between makes them differ. `cut` says that the split was stopped
+    before its end.
     """
 
     rows: int = 0
@@ -22,6 +23,7 @@ class Tally:
     arrived: int = 0
     counts: Counts = field(default_factory=Counts)
     rejected: list[Rejected] = field(default_factory=list)
+    cut: bool = False
     seconds: dict[str, float] = field(default_factory=dict)
 
     def spend(self, stage: str, since: float) -> None:
