@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -9,7 +10,7 @@ from typing import Any, TypeVar
 from qdrant_client import models
 
 from pipeline.config import QuantizationConfig, StoreConfig
-from pipeline.errors import CollectionMismatch, UsageError
+from pipeline.errors import CollectionMismatch, StoreError, UsageError
 from pipeline.stores.profiles import profile_named
 from pipeline.stores.store import Store
 
@@ -70,6 +71,26 @@ def create(store: Store, alias: str, config: StoreConfig, dims: int, metadata: d
         store.create_payload_index(physical, key, kind)
     store.update_collection_aliases([_create_alias(alias, physical)])
     return physical
+
+
+def versions(store: Store, alias: str) -> list[str]:
+    """The physical collections made for an alias, the one behind it and those that are kept."""
+    ours = re.compile(re.escape(alias) + "__[0-9a-f]{12}")
+    return sorted(one.name for one in store.get_collections().collections if ours.fullmatch(one.name))
+
+
+def make_beside(store: Store, name: str, indexes: set[str], metadata: dict[str, Any] | None = None) -> None:
+    """Make a small collection of our own, with keyword indexes, unless it is there; safe to repeat and to race for."""
+    if not store.collection_exists(name):
+        try:
+            store.create_collection(
+                name, models.VectorParams(size=1, distance=models.Distance.DOT), metadata=metadata
+            )
+        except StoreError:
+            if not store.collection_exists(name):  # else another lane was quicker
+                raise
+    for key in sorted(indexes):
+        store.create_payload_index(name, key, models.PayloadSchemaType.KEYWORD)
 
 
 def read_metadata(store: Store, physical: str) -> dict[str, Any]:
