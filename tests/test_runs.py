@@ -190,7 +190,7 @@ def test_two_runs_as_two_commands(tiny_model, encoder_cache, tmp_path):
     table = runs.command(
         "status", "--store", f"edge:{tmp_path}/index", "--collection", "docs", cache=encoder_cache
     )
-    assert "finished" in table.stderr
+    assert "finished" in table.stdout
     assert len(points.contents_of(f"edge:{tmp_path}/index", "docs")) >= 1500
 
 

@@ -112,6 +112,15 @@ class RayExecutor:
         work = Work(splits, self._settings.run.split_attempts)
         store = self._store.as_store() if self._store else None
         self._pool = pool = Pool(job, store, parts, self._settings.run.split_deadline_s)
+        try:
+            yield from self._drive(work, pool, parts.lanes, stop)
+        finally:
+            pool.kill()  # now, not in close(): whoever lets go of the lease must have no lane that writes
+
+    def _drive(
+        self, work: Work, pool: Pool, lanes: int, stop: threading.Event
+    ) -> Generator[tuple[Split, SplitAck]]:
+        """Hand out splits and yield their trailers until nothing is left to do."""
         deaths, told = 0, False  # deaths since the last split that ended
         while work or pool.busy:
             if stop.is_set():
@@ -132,7 +141,7 @@ class RayExecutor:
                     case Lost():
                         deaths += 1
                         metrics.record(metrics.RETRIES, 1, LaneDied.__name__)
-                        self._check_deaths(deaths, parts.lanes, outcome.why)
+                        self._check_deaths(deaths, lanes, outcome.why)
                         for given_up in work.lost(outcome):
                             deaths = 0
                             yield given_up

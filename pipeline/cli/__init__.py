@@ -1,7 +1,7 @@
-"""The command line: `headwater plan | ingest | search | evaluate | doctor`.
+"""The command line: `headwater plan | ingest | status | search | evaluate | doctor | …`.
 
-JSON goes to stdout alone, everything else to stderr. Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done
-with rejected documents, 130 interrupted.
+What was asked for goes to stdout, as tables or, with `--json`, as JSON alone; progress, warnings and errors to stderr.
+Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done with rejected documents, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from rich.text import Text
 from pipeline import logs, schemas
 from pipeline.sync import Run
 
+out = Console(soft_wrap=True, highlight=False)  # what was asked for
 console = Console(stderr=True, soft_wrap=True, highlight=False)
 
 log = logs.logger("pipeline.cli")
@@ -80,15 +81,15 @@ class _StrayLines(io.StringIO):
 
 
 def print_table(title: str, rows: Mapping[str, Any]) -> None:
-    """Write names and values as a two-column table on stderr."""
+    """Write names and values as a two-column table on stdout."""
     table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
     for name, value in rows.items():
         table.add_row(name, f"{value:,}" if isinstance(value, int) else str(value))
-    console.print(table)
+    out.print(table)
 
 
 def print_runs(found: Sequence[Run]) -> None:
-    """Write runs as a table on stderr, one a line."""
+    """Write runs as a table on stdout, one a line."""
     if not found:
         console.print("no run is remembered here; --store and --collection say whose are looked for")
         return
@@ -97,9 +98,7 @@ def print_runs(found: Sequence[Run]) -> None:
         table.add_column(column, no_wrap=True)
     for run in found:
         table.add_row(*_run_row(run))
-    Console(stderr=True, highlight=False, width=max(console.width, 132)).print(
-        table
-    )  # wider than a pipe's 80
+    Console(highlight=False, width=max(out.width, 132)).print(table)  # a pipe counts as 80 wide
 
 
 def _run_row(run: Run) -> tuple[str, ...]:
