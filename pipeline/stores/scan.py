@@ -1,0 +1,53 @@
+"""All that a collection holds, page by page, as it takes to compare it with a source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from qdrant_client import models
+
+from pipeline.stores.profiles import OURS
+from pipeline.stores.store import Store
+
+_PAGE = 1000
+
+
+def scan_heads(store: Store, collection_name: str, namespace: str | None) -> Iterator[list[str]]:
+    """The ids of the heads of a namespace's documents, or (None) of all documents."""
+    head = models.FieldCondition(key=f"{OURS}.chunk_index", match=models.MatchValue(value=0))
+    where = models.Filter(must=[head, *_of(namespace)])
+    for records in _pages(store, collection_name, where, []):
+        yield [str(record.id) for record in records]
+
+
+def scan_points(
+    store: Store, collection_name: str, namespace: str | None
+) -> Iterator[list[tuple[str, dict[str, Any]]]]:
+    """(id, payload) of the points of a namespace's documents, or (None) of all points, also those that others made.
+
+    Of the payload there are our own fields alone.
+    """
+    conditions = _of(namespace)
+    where = models.Filter(must=conditions) if conditions else None
+    for records in _pages(store, collection_name, where, [OURS]):
+        yield [(str(record.id), dict(record.payload or {})) for record in records]
+
+
+def _of(namespace: str | None) -> list[models.Condition]:
+    if namespace is None:
+        return []
+    return [models.FieldCondition(key=f"{OURS}.namespace", match=models.MatchValue(value=namespace))]
+
+
+def _pages(
+    store: Store, collection_name: str, where: models.Filter | None, fields: list[str]
+) -> Iterator[list[models.Record]]:
+    offset: str | None = None
+    while True:
+        records, offset = store.scroll(
+            collection_name, where, limit=_PAGE, offset=offset, with_payload=fields or False
+        )
+        yield records
+        if offset is None:
+            return
