@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from pipeline import logs, metrics
 from pipeline.config import RunConfig
-from pipeline.schemas import Rejected, Split, SplitAck, Unreadable
+from pipeline.schemas import Counts, Rejected, Split, SplitAck, Unreadable
 from pipeline.stores import Store
 from pipeline.sync import Ledger
 
@@ -27,6 +27,7 @@ class Book:
         self.resumed_splits = sum(split in ledger for split in splits)
         self.failed: list[Unreadable] = []
         self.uncommitted: list[Rejected] = []  # of splits that did not come to their end
+        self.refused = ""  # why what a snapshot lacks was not removed
         self._ledger = ledger
         self._store = store
         self._splits = splits
@@ -78,6 +79,11 @@ class Book:
             about.error("split_failed", error=ack.error)
         elif ack.complete:
             about.debug("split_done", **ack.counts.as_dict())
+
+    def add_removed(self, gone: Counts) -> None:
+        """Count what was removed because a snapshot lacks it."""
+        self.counts += gone
+        metrics.record_counts(gone)
 
     def open_splits(self) -> list[Split]:
         """The splits that are not committed."""

@@ -52,6 +52,8 @@ class SourceConfig(Section):
     operation: str = ""
     namespace: str = ""  # one namespace for the whole source
     namespace_column: str = ""  # or a column (a tenant) that names it
+    snapshot: bool = False  # the source is all there is: what it lacks is removed
+    max_deletes: str = Field(default="10%", pattern=r"^(\d+|(100|\d?\d)(\.\d+)?%)$")
     batch_rows: int = Field(default=256, ge=1)
     batch_bytes: int = Field(default=8 << 20, ge=1 << 10)
 
@@ -64,6 +66,12 @@ class SourceConfig(Section):
         if value.lstrip().startswith("["):
             return json.loads(value)
         return tuple(part.strip() for part in value.split(",") if part.strip())
+
+    @field_validator("max_deletes", mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file, environment or flag held
+        """Accept a number for its digits."""
+        return str(value) if isinstance(value, int) else value
 
 
 class ChunkingConfig(Section):

@@ -18,6 +18,7 @@ HeadwaterError
     │   ├── StoreUnauthorized 401 or 403
     │   ├── StoreFull         no space left
     │   └── PointTooLarge     one point is more than the store takes in a request; carries point_id
+    ├── DeletesRefused        a snapshot lacks more documents than may be removed
     ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
     └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
 """
@@ -123,6 +124,10 @@ class PointTooLarge(StoreError):
         super().__init__(got, need, do)
         self.args = (got, need, do, point_id)
         self.point_id = point_id
+
+
+class DeletesRefused(TerminalError):
+    """A snapshot lacks more documents than may be removed; none was."""
 
 
 class CollectionMismatch(TerminalError):

@@ -17,9 +17,10 @@ from pipeline import logs
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import prepare_encoder
-from pipeline.errors import CollectionHeld, LeaseLost, StoreHeld
+from pipeline.errors import CollectionHeld, DeletesRefused, LeaseLost, StoreHeld
 from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
+from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, open_source
 from pipeline.stores import Lease, Store, collection, folder_of, hold
 from pipeline.summary import Summary
@@ -88,6 +89,9 @@ def ingest(
             book = _index(
                 source, job, Book(ledger, store, source.splits, settings.run), executor, stop, observe
             )
+            if settings.source.snapshot and not (stop.is_set() or source.unreadable or book.failed):
+                observe(Progress("comparing with the store"))
+                _remove_absent(source, job, store, book, Path(scratch), stop, observe)
             if lease:
                 lease.check()
             summary = _sum_up(source, job, ledger, book, stop, time.perf_counter() - began)
@@ -145,7 +149,7 @@ def history(settings: Settings) -> list[Run]:
 def _open_ledger(source: Source, job: Job, store: Store) -> Ledger:
     """Resume or begin a run, and write in the collection's metadata that this run writes to it now."""
     settings = job.settings
-    config = settings.source.model_dump(mode="json")
+    config = settings.source.model_dump(mode="json", exclude={"max_deletes"})  # it changes no point
     header = Header(
         run=settings.run.id,
         plan=plan_hash(source.uri, config, job.chunker_version, job.spec.version, job.collection),
@@ -178,6 +182,26 @@ def _index(
     return book
 
 
+def _remove_absent(
+    source: Source,
+    job: Job,
+    store: Store,
+    book: Book,
+    scratch: Path,
+    stop: threading.Event,
+    observe: Observer,
+) -> None:
+    """Remove the documents that the source, all of which is indexed, does not have; book what went, or why not."""
+    config = job.settings.source
+    snapshot = Snapshot.take(source, config, store, job.collection, scratch / "snapshot")
+    try:
+        gone = snapshot.remove(store, job.collection, config.max_deletes, stop, observe)
+    except DeletesRefused as refused:
+        book.refused = str(refused)
+    else:
+        book.add_removed(gone)
+
+
 def _sum_up(
     source: Source, job: Job, ledger: Ledger, book: Book, stop: threading.Event, seconds: float
 ) -> Summary:
@@ -194,8 +218,9 @@ def _sum_up(
         encoder_version=job.spec.version,
         resumed_splits=book.resumed_splits,
         failed=(*source.unreadable, *book.failed),
-        interrupted=stop.is_set() and bool(book.open_splits()),
+        interrupted=stop.is_set() and (job.settings.source.snapshot or bool(book.open_splits())),
         dead_letter=ledger.dead_letter if wrote else None,
+        refused=book.refused,
     )
 
 

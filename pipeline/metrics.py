@@ -48,7 +48,8 @@ DOCUMENTS = Metric("headwater_documents", "counter", "Documents read, by what be
 REJECTED = Metric("headwater_documents_rejected", "counter", "Rejected documents, by reason.", ("reason",))
 CHUNKS = Metric("headwater_chunks", "counter", "Chunks made.")
 POINTS = Metric("headwater_points", "counter", "Points the store acknowledged.")
-REMOVED = Metric("headwater_points_removed", "counter", "Points removed from the store.")
+REMOVED = Metric("headwater_documents_removed", "counter", "Documents removed because a snapshot lacks them.")
+POINTS_REMOVED = Metric("headwater_points_removed", "counter", "Points removed from the store.")
 TOKENS = Metric("headwater_tokens", "counter", "Tokens of the chunks.")
 SOURCE_DOCUMENTS = Metric("headwater_source_documents", "gauge", "Documents of the source, where it says.")
 SPLITS = Metric("headwater_splits", "gauge", "Splits of the source.")
@@ -62,7 +63,7 @@ UPSERT_SECONDS = Metric("headwater_upsert_seconds", "histogram", "Seconds until 
 RETRIES = Metric("headwater_retries", "counter", "What was tried again, by cause.", ("cause",))
 
 ALL = (
-    *(DOCUMENTS, REJECTED, CHUNKS, POINTS, REMOVED, TOKENS),
+    *(DOCUMENTS, REJECTED, CHUNKS, POINTS, REMOVED, POINTS_REMOVED, TOKENS),
     *(SOURCE_DOCUMENTS, SPLITS, SPLITS_DONE, FINISHED),
     *(ENCODER_TOKENS, ENCODER_SECONDS, UPSERT_SECONDS, RETRIES),
 )
@@ -108,6 +109,7 @@ def record_counts(counts: Counts) -> None:
     record(CHUNKS, counts.chunks)
     record(POINTS, counts.points)
     record(REMOVED, counts.removed)
+    record(POINTS_REMOVED, counts.points_removed)
     record(TOKENS, counts.tokens)
 
 

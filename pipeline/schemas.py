@@ -136,7 +136,8 @@ class ChunkBatch:
 class Counts:
     """What happened to the documents of a split or a run; `read` is the sum of the next six.
 
-    `removed`, `chunks`, `points` count points of the store; `tokens` counts tokens fed to the encoder.
+    `removed` counts documents that were removed because a snapshot lacks them; `points_removed`, `chunks` and `points`
+    count points of the store; `tokens` counts tokens fed to the encoder.
     """
 
     read: int = 0
@@ -147,6 +148,7 @@ class Counts:
     stale: int = 0
     rejected: int = 0
     removed: int = 0
+    points_removed: int = 0
     chunks: int = 0
     points: int = 0
     tokens: int = 0

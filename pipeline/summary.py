@@ -14,8 +14,9 @@ from pipeline.schemas import Counts, Unreadable
 class Summary:
     """What a run did, with everything that earlier attempts of the same run had committed (`earlier`).
 
-    `seconds` is the wall time of this attempt; `resumed_splits` were committed by earlier ones. `finished_at` is
-    set where the run had been finished before, and this attempt had nothing to do.
+    `seconds` is the wall time of this attempt; `resumed_splits` were committed by earlier ones. `refused` says why
+    documents that a snapshot lacks were not removed. `finished_at` is set where the run had been finished before, and
+    this attempt had nothing to do.
     """
 
     counts: Counts
@@ -28,14 +29,15 @@ class Summary:
     failed: tuple[Unreadable, ...]
     interrupted: bool
     dead_letter: Path | None
+    refused: str = ""
     finished_at: str = ""
 
     @property
     def exit_code(self) -> int:
-        """0 all indexed, 1 something could not be read, 3 done with rejected documents, 130 interrupted."""
+        """0 all indexed, 1 failed in part or a removal refused, 3 done with rejected documents, 130 interrupted."""
         if self.interrupted:
             return 130
-        return 1 if self.failed else 3 if self.counts.rejected else 0
+        return 1 if self.failed or self.refused else 3 if self.counts.rejected else 0
 
     def as_dict(self) -> dict[str, Any]:
         """The summary as JSON values; the counts at the top level."""
@@ -50,6 +52,7 @@ class Summary:
             "failed": [vars(failed) for failed in self.failed],
             "interrupted": self.interrupted,
             "dead_letter": str(self.dead_letter) if self.dead_letter else None,
+            "refused": self.refused,
             "finished_at": self.finished_at,
             "exit_code": self.exit_code,
         }
@@ -57,7 +60,7 @@ class Summary:
     @classmethod
     def of_finished(cls, values: Mapping[str, Any], at: str) -> Self:
         """The summary of a run that was finished before, from what `as_dict` gave then."""
-        counts = Counts(**{name: values[name] for name in Counts().as_dict()})
+        counts = Counts(**{name: values.get(name, 0) for name in Counts().as_dict()})
         return cls(
             counts=counts,
             earlier=counts,

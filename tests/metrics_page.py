@@ -57,7 +57,8 @@ def counted(page: Mapping[str, float]) -> dict[str, int]:
     points = {
         name: int(page.get(f"{metric}_total", 0))
         for name, metric in {
-            "removed": "points_removed", "chunks": "chunks", "points": "points", "tokens": "tokens"
+            "removed": "documents_removed", "points_removed": "points_removed", "chunks": "chunks",
+            "points": "points", "tokens": "tokens",
         }.items()
     }  # fmt: skip
     return {"read": sum(outcomes.values()), **outcomes, **points}
@@ -65,7 +66,7 @@ def counted(page: Mapping[str, float]) -> dict[str, int]:
 
 def done(summary: Mapping[str, Any]) -> dict[str, int]:
     """What this attempt did, of a run's JSON summary."""
-    names = ("read", *OUTCOMES, "removed", "chunks", "points", "tokens")
+    names = ("read", *OUTCOMES, "removed", "points_removed", "chunks", "points", "tokens")
     return {name: summary[name] - summary["earlier"][name] for name in names}
 
 

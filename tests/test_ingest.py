@@ -52,7 +52,7 @@ def test_a_second_run_changes_nothing(to, tmp_path):
     before = stored(to)
     again = runs.run(file, to)
     assert again.resumed_splits == 0
-    assert again.counts.removed == 0
+    assert again.counts.points_removed == 0
     assert again.counts.unchanged == again.counts.read == 12
     assert again.counts.tokens == 0  # nothing was embedded
     points.assert_same(before, stored(to))
@@ -105,7 +105,7 @@ def test_a_shorter_text_loses_its_surplus_chunks(to, tmp_path):
     shorter = [{**row, "text": "Only this."} for row in rows]
     summary = runs.run(documents.write(tmp_path / "docs.parquet", shorter), to)
     assert len(stored(to)) == 6
-    assert summary.counts.removed == before - 6
+    assert summary.counts.points_removed == before - 6
 
 
 def test_rows_that_are_no_documents_are_rejected_and_listed(to, tmp_path):
@@ -217,7 +217,7 @@ def test_operations_and_sequences_are_obeyed(to, tmp_path):
         pa.Table.from_pylist(gone, schema=pa.Table.from_pylist(rows).schema), tmp_path / "docs.parquet"
     )
     summary = runs.run(tmp_path / "docs.parquet", with_columns)
-    assert (summary.counts.deleted, summary.counts.removed) == (1, 1)
+    assert (summary.counts.deleted, summary.counts.points_removed) == (1, 1)
     assert {payload["text"] for payload, _ in stored(to).values()} == {"New."}
 
 

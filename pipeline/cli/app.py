@@ -90,6 +90,8 @@ def ingest(
             "--run-id", help="Started again under this name, the run resumes or says that it is done."
         ),
     ] = None,
+    snapshot: options.Snapshot = None,
+    max_deletes: options.MaxDeletes = None,
     config: options.Config = None,
     set: options.Set = None,
     json_out: options.Json = False,
@@ -97,6 +99,7 @@ def ingest(
     """Bring a collection in step with a source. Run again after a crash, it ends as if nothing had happened."""
     flags = _flags(id, text, template, encoder, store, collection)
     flags |= {"run.executor": executor, "run.id": run_id}
+    flags |= {"source.snapshot": snapshot, "source.max_deletes": max_deletes}
     settings = options.settings(config, set, flags)
     try:
         # Ray prints the deaths of its workers to stdout, which belongs to the JSON.
@@ -117,6 +120,10 @@ def ingest(
         say(f"run {summary.run} was finished at {summary.finished_at}: nothing was left to do")
     for failed in summary.failed:
         print_error(failed.message, "failed")
+    if summary.failed and settings.source.snapshot:
+        say("nothing was removed: only a source that is read to its end shows what it lacks")
+    if summary.refused:
+        print_error(summary.refused, "refused")
     if summary.dead_letter:
         say(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
     if summary.exit_code:
@@ -247,7 +254,7 @@ def _flags(
     encoder: str | None,
     store: str | None,
     collection: str | None,
-) -> dict[str, str | None]:
+) -> dict[str, str | bool | None]:
     return {
         "source.id": id,
         "source.text": text,

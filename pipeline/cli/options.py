@@ -52,6 +52,22 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Any other setting, e.g. --set chunking.max_tokens=128.", metavar="KEY=VALUE"),
 ]
+Snapshot = Annotated[
+    bool | None,
+    typer.Option(
+        "--snapshot",
+        help="The source is all there is: stored documents that it lacks are removed.",
+        show_default=False,
+    ),
+]
+MaxDeletes = Annotated[
+    str | None,
+    typer.Option(
+        "--max-deletes",
+        help="The most that may be removed, 10% of what is stored or a number.",
+        metavar="N|N%",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

@@ -61,7 +61,7 @@ class SplitWriter:
             deleted=len(window.deleted),
             stale=window.stale,
             rejected=len(rejected),
-            removed=removed,
+            points_removed=removed,
             chunks=chunks,
             points=written.points,
             tokens=int(token_counts(window.chunks).sum()),

@@ -11,6 +11,6 @@ documents   rows become DOCUMENTS, or are rejected (findings) ► values: Arrow 
 
 from __future__ import annotations
 
-from pipeline.sources.source import Source, open_source, read_split
+from pipeline.sources.source import Source, open_source, read_named, read_split
 
-__all__ = ["Source", "open_source", "read_split"]
+__all__ = ["Source", "open_source", "read_named", "read_split"]

@@ -69,13 +69,35 @@ def to_documents(
     return DocumentBatch(documents, rejected)
 
 
-def _reject_duplicates(first_row: int, superseded: NDArray[np.int64], findings: Findings) -> None:
-    rows = len(findings.good)
+def named(
+    batch: pa.RecordBatch, first_row: int, columns: Columns, superseded: NDArray[np.int64]
+) -> list[tuple[str, str]]:
+    """(namespace, document id) of the rows that name a document and neither delete it nor lose to another row.
+
+    A row that `to_documents` rejects for anything else is still its document's.
+    """
+    findings = Findings(batch.num_rows)
+    keys = read_keys(batch, columns, findings)
+    deleted = _deletes(batch, columns, findings) & findings.good
+    known = byte_lengths(keys.ids) > 0
+    if columns.namespace_column:
+        known &= byte_lengths(keys.namespaces) > 0
+    kept = pa.array(known & ~deleted & ~_superseded(first_row, superseded, batch.num_rows))
+    ids, namespaces = keys.ids.filter(kept).to_pylist(), keys.namespaces.filter(kept).to_pylist()
+    return list(zip(namespaces, ids, strict=True))
+
+
+def _superseded(first_row: int, superseded: NDArray[np.int64], rows: int) -> NDArray[np.bool_]:
+    """bool[rows]: True for rows that are in `superseded`."""
     start, stop = np.searchsorted(superseded, [first_row, first_row + rows])
     lost = np.zeros(rows, np.bool_)
     lost[superseded[start:stop] - first_row] = True
+    return lost
+
+
+def _reject_duplicates(first_row: int, superseded: NDArray[np.int64], findings: Findings) -> None:
     findings.add(
-        lost,
+        _superseded(first_row, superseded, len(findings.good)),
         "duplicate",
         "another row has the same id and a higher sequence, or comes later; give each document one row",
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
 from pipeline.schemas import DocumentBatch, Split, Unreadable
 from pipeline.sources.columns import Columns, resolve
-from pipeline.sources.documents import to_documents
+from pipeline.sources.documents import named, to_documents
 from pipeline.sources.duplicates import key_records, losers
 from pipeline.sources.files import File, Partition, find
 from pipeline.sources.findings import Findings
@@ -94,6 +95,36 @@ def read_split(split: Split, config: SourceConfig) -> Iterator[DocumentBatch]:
     Safe to repeat: the same split gives the same batches, or SourceError when its file is no longer the one
     that was opened. Raises SourceError that names the file and its part where one is damaged.
     """
+    size = Size(config.batch_rows, min(config.batch_bytes, _BYTES_LIMIT))
+    superseded = np.array(split.superseded, np.int64)
+    with _reopened(split, config) as (reader, columns):
+        row = split.first_row
+        for batch in _rows(reader, split, columns.all, size):
+            with reading(f"rows {row} to {row + batch.num_rows - 1} of {shown(split.uri)}"):
+                documents = to_documents(batch, row, columns, superseded, shown(split.uri))
+            row += batch.num_rows
+            yield documents
+
+
+def read_named(split: Split, config: SourceConfig) -> Iterator[list[tuple[str, str]]]:
+    """(namespace, document id) of a split's documents, also of those that are rejected; reads no texts.
+
+    Rows that delete their document and duplicates are left out. Safe to repeat, as `read_split`.
+    """
+    superseded = np.array(split.superseded, np.int64)
+    with _reopened(split, config) as (reader, columns):
+        names = tuple(dict.fromkeys(filter(None, (*columns.key, columns.operation))))
+        row = split.first_row
+        for batch in _rows(reader, split, names, _KEY_SIZE):
+            with reading(f"rows from {row} of {shown(split.uri)}"):
+                found = named(batch, row, columns, superseded)
+            row += batch.num_rows
+            yield found
+
+
+@contextmanager
+def _reopened(split: Split, config: SourceConfig) -> Iterator[tuple[Reader, Columns]]:
+    """A split's file and columns; SourceError when the file is no longer the one that was opened."""
     with reading(shown(split.uri)):
         fingerprint = current_fingerprint(split.uri)
     if split.id != _split_id(
@@ -106,15 +137,7 @@ def read_split(split: Split, config: SourceConfig) -> Iterator[DocumentBatch]:
         )
     reader = open_file(split.uri, split.format)
     try:
-        columns = resolve(_schema(reader, split.partitions), config, shown(split.uri))
-        superseded = np.array(split.superseded, np.int64)
-        size = Size(config.batch_rows, min(config.batch_bytes, _BYTES_LIMIT))
-        row = split.first_row
-        for batch in _rows(reader, split, columns.all, size):
-            with reading(f"rows {row} to {row + batch.num_rows - 1} of {shown(split.uri)}"):
-                documents = to_documents(batch, row, columns, superseded, shown(split.uri))
-            row += batch.num_rows
-            yield documents
+        yield reader, resolve(_schema(reader, split.partitions), config, shown(split.uri))
     finally:
         reader.close()
 
