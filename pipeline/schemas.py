@@ -106,6 +106,7 @@ class Rejected:
     """A document that is not indexed, and why; it goes to the dead-letter file.
 
     `reason` is one of a small fixed set (`empty_text`, `null_id`, `duplicate`, …), `message` says it in full.
+    `namespace` and `sequence` are None where they are not known.
     """
 
     document_id: str | None
@@ -114,6 +115,8 @@ class Rejected:
     stage: str
     reason: str
     message: str
+    namespace: str | None = None
+    sequence: int | None = None
 
 
 @dataclass(frozen=True)

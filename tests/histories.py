@@ -1,6 +1,7 @@
 """Random histories of a source, indexed through the real sieve and writers, with crashes; and what must come of them.
 
-A document's text is a few words, each a chunk. The oracle knows only the rules of the README, not the protocol.
+A document's text is a few words, each a chunk; a version that is to be rejected has its fate for a first word. The
+oracle knows only the rules of the README, not the protocol.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from hypothesis import strategies as st
 from qdrant_client import models
 
 from pipeline.config import StoreConfig
-from pipeline.errors import StoreUnavailable
+from pipeline.errors import PointTooLarge, StoreUnavailable
 from pipeline.lane.sieve import Sieve
-from pipeline.lane.windows import Window
+from pipeline.lane.windows import NO_CHUNKS, Window
 from pipeline.lane.writing import SplitWriter
-from pipeline.schemas import CHUNKS, DOCUMENTS, Counts, DocumentBatch, Split, digest, point_id
-from pipeline.stores import Store
+from pipeline.schemas import CHUNKS, DOCUMENTS, Counts, DocumentBatch, Rejected, Split, digest, point_id
+from pipeline.stores import Store, Tombstones
 
 KEYS = [("", "a"), ("", "b"), ("t", "a"), ("t", "c"), ("", 'x",1')]
 SPLIT = Split("s", "u", "parquet", 0, 1, 0, None)
@@ -32,9 +33,14 @@ class Row:
     """A row of a source: what a document should be from now on."""
 
     key: tuple[str, str]
-    words: tuple[str, ...]  # () is a delete
+    words: tuple[str, ...]  # () is a delete, if it is not to be rejected
     year: int
     sequence: int = 0
+    fate: str = ""  # why it is rejected: one of FATES
+
+    @property
+    def text(self) -> tuple[str, ...]:
+        return (self.fate, *self.words) if self.fate else self.words
 
 
 @dataclass(frozen=True)
@@ -51,8 +57,13 @@ class Run:
 words = st.lists(st.sampled_from(["river", "stone", "light"]), max_size=6).map(tuple)
 
 
-def _run(sequences: st.SearchStrategy[int]) -> st.SearchStrategy[Run]:
-    row = st.builds(Row, st.sampled_from(KEYS), words, st.integers(1, 2), sequences)
+FATES = ("empty_text", "unsplittable", "unusable_vector", "too_large")  # found ever later on a version's way
+
+
+def _run(
+    sequences: st.SearchStrategy[int], fates: st.SearchStrategy[str] = st.just("")
+) -> st.SearchStrategy[Run]:
+    row = st.builds(Row, st.sampled_from(KEYS), words, st.integers(1, 2), sequences, fates)
     rows = st.lists(row, max_size=5, unique_by=lambda row: row.key).map(tuple)
     crash = st.none() | st.integers(0, 14)
     return st.builds(Run, rows, st.integers(1, 9), st.integers(1, 4), crash, st.booleans())
@@ -60,10 +71,12 @@ def _run(sequences: st.SearchStrategy[int]) -> st.SearchStrategy[Run]:
 
 HISTORIES = st.lists(_run(st.just(0)), min_size=1, max_size=6)
 SEQUENCED = st.lists(_run(st.integers(0, 4)), min_size=1, max_size=6)
+some_rejected = st.sampled_from(("",) * 8 + FATES)
+REJECTING = st.lists(_run(st.integers(0, 4), some_rejected), min_size=1, max_size=6)
 
 
 class Crashing:
-    """A store that dies at its k-th change, after it or in the middle of it."""
+    """A store that dies at its k-th change, after it or in the middle of it; and that finds some points too large."""
 
     def __init__(self, store: Store, crash: int | None, whole: bool) -> None:
         self._store, self._crash, self._whole = store, crash, whole
@@ -71,11 +84,13 @@ class Crashing:
 
     def __getattr__(self, name: str) -> Any:
         call = getattr(self._store, name)
-        if name not in ("upsert", "delete", "set_payload", "overwrite_payloads"):
+        if name not in ("upsert", "delete", "set_payload", "overwrite_payloads", "create_collection"):
             return call
 
         def change(collection: str, *arguments: Any, **keywords: Any) -> None:
             self.changes += 1
+            if name == "upsert":
+                _check_sizes(arguments[0])
             if self._crash is None or self.changes <= self._crash:
                 return call(collection, *arguments, **keywords)
             if self.changes == self._crash + 1:
@@ -87,6 +102,8 @@ class Crashing:
     def _apply(self, name: str, call: Any, collection: str, arguments: Any, keywords: Any) -> None:
         if self._whole:
             call(collection, *arguments, **keywords)
+        elif name == "create_collection":
+            pass
         elif name == "upsert":
             call(collection, arguments[0].slice(0, len(arguments[0]) // 2), *arguments[1:])
         elif name == "delete":
@@ -97,22 +114,43 @@ class Crashing:
             half = len(arguments[0]) // 2
             call(collection, arguments[0][:half], arguments[1][:half])
 
+    def too_large(self, collection: str, points: Any) -> list[str]:
+        return _too_large(points)
+
+
+def _too_large(points: Any) -> list[str]:
+    payloads = zip(points.ids, points.payloads, strict=True)
+    return [id for id, payload in payloads if payload.get("text") == "too_large"]
+
+
+def _check_sizes(points: Any) -> None:
+    for id in _too_large(points):
+        raise PointTooLarge("too much", "Less", "Cut it", id)
+
 
 def new_collection(store: Store) -> None:
     store.create_collection("c", models.VectorParams(size=4, distance=models.Distance.DOT))
 
 
-def index(store: Any, run: Run) -> Counts:
+def index(store: Any, run: Run, sequenced: bool = False) -> Counts:
     """Index a run's rows as a lane does, without threads and with one word a chunk."""
     total = Counts()
     writer = SplitWriter(SPLIT, store, "c", StoreConfig(batch_points=run.batch_points), VERSION)
-    batch = pa.RecordBatch.from_pylist(
-        [_document(n, row) for n, row in enumerate(run.rows)], schema=DOCUMENTS
-    )
-    window, documents = Sieve(store, "c", VERSION).sift(DocumentBatch(batch))
+    sieve = Sieve(store, "c", VERSION, Tombstones(store, "c") if sequenced else None)
+    good = [_document(n, row) for n, row in enumerate(run.rows) if row.fate != "empty_text"]
+    bad = [_rejected(n, row) for n, row in enumerate(run.rows) if row.fate == "empty_text"]
+    batch = DocumentBatch(pa.RecordBatch.from_pylist(good, schema=DOCUMENTS), tuple(bad))
+    window, documents = sieve.sift(batch)
     counts, _ = writer.write(window, np.zeros((0, 4), np.float32))
     total += counts
-    chunks = [chunk for row in documents.to_pylist() for chunk in _chunks(row)]
+    chunks = []
+    for row in documents.to_pylist():
+        if run.rows[row["row"]].fate == "unsplittable":
+            rejected = (_rejected(row["row"], run.rows[row["row"]]),)
+            counts, _ = writer.write(Window(NO_CHUNKS, rejected=rejected), np.zeros((0, 4), np.float32))
+            total += counts
+        else:
+            chunks += _chunks(row)
     for start in range(0, len(chunks), run.window):
         some = chunks[start : start + run.window]
         vectors = np.stack([vector(chunk["text"]) for chunk in some])
@@ -123,10 +161,16 @@ def index(store: Any, run: Run) -> Counts:
 
 
 class Oracle:
-    """What the store must hold, by the rules alone: the newest sequence wins, a delete deletes, the rest is kept."""
+    """What the store must hold, by the rules alone: the newest sequence wins, a delete deletes, the rest is kept.
 
-    def __init__(self) -> None:
+    Where versions have sequences a deletion is one of them. A version that is rejected leaves the one before, flagged.
+    """
+
+    def __init__(self, sequenced: bool = False) -> None:
         self.documents: dict[tuple[str, str], Row] = {}
+        self.flags: dict[tuple[str, str], str] = {}
+        self.deleted: dict[tuple[str, str], int] = {}
+        self._sequenced = sequenced
 
     def apply(self, run: Run) -> Counts:
         """Take a run's rows over; what became of them."""
@@ -137,13 +181,23 @@ class Oracle:
 
     def _apply(self, row: Row) -> Counts:
         before = self.documents.get(row.key)
-        if before is not None and row.sequence < before.sequence:
+        known = [before.sequence] if before else []
+        stale = any(row.sequence < sequence for sequence in (*known, self.deleted.get(row.key, 0)))
+        if row.fate and before and row.sequence >= before.sequence:
+            self.flags[row.key] = row.fate
+        if row.fate:
+            return Counts(stale=1) if stale and row.fate != "empty_text" else Counts(rejected=1)
+        if stale:
             return Counts(stale=1)
+        flagged = self.flags.pop(row.key, None)
+        self.deleted.pop(row.key, None)
         if not row.words:
             self.documents.pop(row.key, None)
+            if self._sequenced:
+                self.deleted[row.key] = row.sequence
             return Counts(deleted=1)
         self.documents[row.key] = row
-        if before == row:
+        if before == row and not flagged:
             return Counts(unchanged=1)
         return Counts(patched=1) if before and before.words == row.words else Counts(indexed=1)
 
@@ -167,6 +221,8 @@ class Oracle:
                 if n == 0:
                     ours["text_hash"] = digest(text)
                     ours["metadata_hash"] = digest(json.dumps({"year": row.year}))
+                    if key in self.flags:
+                        ours["rejected"] = self.flags[key]
                 payload = {"text": word, "metadata": {"year": row.year}, "headwater": ours}
                 found[point_id(*key, n)] = (payload, vector(word).tolist())
                 at += len(word) + 1
@@ -179,20 +235,29 @@ def contents(store: Store) -> dict[str, tuple[dict[str, Any], list[float]]]:
     return {str(record.id): (record.payload, record.vector) for record in found}
 
 
-def check(store: Store, history: list[Run]) -> int:
+def tombstones(store: Store) -> dict[tuple[str, str], int]:
+    """The sequences of deletions that the store knows, by document."""
+    name = Tombstones(store, "c").name
+    found = store.scroll(name, limit=1000)[0] if store.collection_exists(name) else []
+    payloads = [record.payload for record in found]
+    return {(one["namespace"], one["document_id"]): one["sequence"] for one in payloads}
+
+
+def check(store: Store, history: list[Run], sequenced: bool = False) -> int:
     """Go through a history, crashes and all; each crashed run is run again. Returns how many runs crashed."""
-    oracle, crashed = Oracle(), 0
+    oracle, crashed = Oracle(sequenced), 0
     for run in history:
         wanted = oracle.apply(run)
         try:
-            counts = index(Crashing(store, run.crash, run.whole), run)
+            counts = index(Crashing(store, run.crash, run.whole), run, sequenced)
             assert {name: getattr(counts, name) for name in _OUTCOMES} == {
                 name: getattr(wanted, name) for name in _OUTCOMES
             }
         except StoreUnavailable:
             crashed += 1
-            index(store, run)
+            index(Crashing(store, None, True), run, sequenced)
         assert contents(store) == oracle.points()
+        assert tombstones(store) == oracle.deleted
     return crashed
 
 
@@ -200,6 +265,8 @@ _OUTCOMES = ("read", "indexed", "unchanged", "patched", "deleted", "stale", "rej
 
 
 def vector(word: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    if word == "unusable_vector":
+        return np.zeros(4, np.float32)
     return np.random.default_rng(len(word) * 100 + ord(word[0])).random(4).astype(np.float32)
 
 
@@ -207,12 +274,16 @@ def _document(number: int, row: Row) -> dict[str, Any]:
     return {
         "document_id": row.key[1],
         "namespace": row.key[0],
-        "text": " ".join(row.words),
+        "text": " ".join(row.text),
         "metadata": json.dumps({"year": row.year}),
         "sequence": row.sequence,
-        "operation": "upsert" if row.words else "delete",
+        "operation": "upsert" if row.text else "delete",
         "row": number,
     }
+
+
+def _rejected(number: int, row: Row) -> Rejected:
+    return Rejected(row.key[1], "u", number, "source", row.fate, "…", row.key[0], row.sequence)
 
 
 def _chunks(row: dict[str, Any]) -> list[dict[str, Any]]:

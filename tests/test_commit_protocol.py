@@ -26,10 +26,16 @@ def test_a_history_with_crashes_ends_as_its_last_source_says(history):
     histories.check(memory(), history)
 
 
-@given(histories.SEQUENCED.filter(lambda history: all(row.words for run in history for row in run.rows)))
+@given(histories.SEQUENCED)
 @quick
-def test_with_sequences_the_newest_version_wins_in_whatever_order_they_come(history):
-    histories.check(memory(), history)
+def test_with_sequences_the_newest_version_or_deletion_wins_in_whatever_order_they_come(history):
+    histories.check(memory(), history, sequenced=True)
+
+
+@given(histories.REJECTING)
+@quick
+def test_a_rejected_version_leaves_the_one_before_and_says_so_on_its_head(history):
+    histories.check(memory(), history, sequenced=True)
 
 
 @given(histories.HISTORIES, st.randoms())

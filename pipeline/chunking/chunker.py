@@ -134,7 +134,16 @@ def _reject(row: dict[str, Any], uri: str, tokens: Tokens) -> Rejected:
         reason, message = "unsplittable", "A single character takes more tokens than a chunk may have"
     else:
         reason, message = "no_tokens", f"The tokenizer makes no token of its {len(row['text'])} characters"
-    return Rejected(row["document_id"], uri, row["row"], "chunking", reason, message)
+    return Rejected(
+        row["document_id"],
+        uri,
+        row["row"],
+        "chunking",
+        reason,
+        message,
+        row["namespace"],
+        row["sequence"],
+    )
 
 
 def _budget(tokenizer: Tokenizer, config: ChunkingConfig, max_tokens: int) -> int:

@@ -29,7 +29,7 @@ from pipeline.lane.tally import Tally
 from pipeline.lane.windows import Window, token_arrays
 from pipeline.lane.writing import SplitWriter
 from pipeline.schemas import Split, SplitAck
-from pipeline.stores import Store
+from pipeline.stores import Store, Suppressions, Tombstones
 
 log = logs.logger(__name__)
 
@@ -47,7 +47,13 @@ class Lane:
         self._encoder = encoder
         self._store = store
         self._chunker = make_chunker(job.settings, encoder.spec, encoder.tokenizer)
-        self._sieve = Sieve(store, job.collection, job.spec.version)
+        self._sieve = Sieve(
+            store,
+            job.collection,
+            job.spec.version,
+            Tombstones(store, job.collection) if job.settings.source.sequence else None,
+            Suppressions(store, job.settings.store.collection),
+        )
         self._window_tokens = window_tokens(job.settings, encoder)
         self._stop = threading.Event()
         self._running: dict[str, Tally] = {}

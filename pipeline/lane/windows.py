@@ -37,11 +37,17 @@ class Window:
     `stored` holds the heads of the documents at hand, in this window or the next ones, that the store has already.
     Only the last document of a window may be unfinished; it goes on in the next one. `rows` counts the rows of the
     source that were read for this window and not for an earlier one: the other side of the trailer.
+
+    `tombstones` are to be set, by the sequences of these deletions; those of the documents in `revived` have no use any
+    more once a version from here is written. `leftovers` are stored though a newer row has deleted them.
     """
 
     chunks: pa.RecordBatch
     rows: int = 0
     deleted: tuple[Key, ...] = ()
+    tombstones: Mapping[Key, int] = field(default_factory=dict)
+    revived: tuple[Key, ...] = ()
+    leftovers: tuple[Key, ...] = ()
     patches: tuple[Patch, ...] = ()
     unchanged: int = 0
     stale: int = 0
@@ -51,7 +57,8 @@ class Window:
     @property
     def nbytes(self) -> int:
         """Bytes the window keeps in memory, about."""
-        objects = len(self.deleted) + len(self.patches) + len(self.stored) + len(self.rejected)
+        keys = len(self.deleted) + len(self.tombstones) + len(self.revived) + len(self.leftovers)
+        objects = keys + len(self.patches) + len(self.stored) + len(self.rejected)
         metadata = sum(len(patch.metadata) for patch in self.patches)
         return int(self.chunks.nbytes) + metadata + _BYTES_A_KEY * objects
 
@@ -112,6 +119,9 @@ def _join(parts: list[Window]) -> Window:
         table.to_batches()[0] if table.num_rows else NO_CHUNKS,
         rows=sum(part.rows for part in parts),
         deleted=tuple(key for part in parts for key in part.deleted),
+        tombstones={key: sequence for part in parts for key, sequence in part.tombstones.items()},
+        revived=tuple(key for part in parts for key in part.revived),
+        leftovers=tuple(key for part in parts for key in part.leftovers),
         patches=tuple(patch for part in parts for patch in part.patches),
         unchanged=sum(part.unchanged for part in parts),
         stale=sum(part.stale for part in parts),

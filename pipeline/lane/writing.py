@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,12 +11,26 @@ from numpy.typing import NDArray
 
 from pipeline.config import StoreConfig
 from pipeline.errors import PointTooLarge
+from pipeline.lane.sieve import newer_version_of
 from pipeline.lane.windows import Patch, Window, token_counts
 from pipeline.schemas import Counts, Rejected, Split, digest
-from pipeline.stores import DocumentWriter, Head, Key, Points, Store, Written, profile_named
+from pipeline.stores import (
+    MARKS,
+    DocumentWriter,
+    Head,
+    Key,
+    Points,
+    Store,
+    Tombstones,
+    Written,
+    profile_named,
+)
 
 Rows = list[dict[str, Any]]
 """Rows of CHUNKS, as Python objects."""
+
+
+_TOO_LARGE = "Make the document's metadata smaller, or cut words of megabytes in its text."
 
 
 class SplitWriter:
@@ -32,26 +46,33 @@ class SplitWriter:
         self._vector_name = config.vector_name
         self._profile = profile_named(config.profile)
         self._encoder_version = encoder_version
+        self._store = store
+        self._collection = collection
         self._writer = DocumentWriter(store, collection, config.batch_points)
+        self._tombstones = Tombstones(store, collection)
         self._begun = Begun()
         self._stored: dict[Key, Head] = {}  # of documents that are still to be written
+        self._revived: set[Key] = set()  # those of them, and of new ones, that have a tombstone
 
     def write(self, window: Window, vectors: NDArray[np.float32]) -> tuple[Counts, list[Rejected]]:
         """Write a window whose chunks have these vectors (float32[n, dims]) and say what became of it.
 
         A document of which a vector is not finite, or zero, or of which a point is more than the store takes, is
-        rejected whole. What is stored of it stays, unless the store has refused a point of it half-way.
+        rejected whole. What is stored of it stays, and its head says so, unless the store has refused a point of it
+        half-way: then nothing of it stays.
         """
         self._stored.update(window.stored)
+        self._revived.update(window.revived)
         rejected = list(window.rejected)
         rows, vectors_of_rows = self._begun.add(
             window.chunks.drop_columns(["token_ids"]).to_pylist(), vectors
         )
         written, chunks = self._write(rows, vectors_of_rows, rejected)
-        removed = written.removed + self._writer.delete(window.deleted, self._stored)
+        self._tombstones.set(window.tombstones)
+        removed = written.removed + self._writer.delete((*window.deleted, *window.leftovers), self._stored)
         patched = self._patch(window.patches, rejected)
-        for key in {_key(row) for row in rows}.union(window.deleted, (patch.key for patch in window.patches)):
-            self._stored.pop(key, None)
+        removed += self._keep(rejected)
+        self._settle({*map(_key, rows), *(patch.key for patch in window.patches)}, window, rejected)
         others = len(window.deleted) + patched + window.unchanged + window.stale + len(rejected)
         return Counts(
             read=written.documents + others,
@@ -72,26 +93,49 @@ class SplitWriter:
     ) -> tuple[Written, int]:
         """Write whole documents, and count their chunks; those that cannot be stored are added to `rejected`."""
         lost = self._unusable(rows, vectors, rejected)
+        payloads = [self._payload(row) for row in rows]
+        lost |= self._oversized(rows, vectors, payloads, lost, rejected)
         removed = 0
         while True:
-            kept = [number for number, row in enumerate(rows) if _key(row) not in lost]
-            points = Points(
-                [rows[number]["point_id"] for number in kept],
-                vectors[kept],
-                [self._payload(rows[number]) for number in kept],
-                self._vector_name,
-            )
+            points = self._points(rows, vectors, payloads, lambda key: key not in lost)
             try:
                 written = self._writer.write(points, self._stored)
             except PointTooLarge as error:
                 row = next(row for row in rows if row["point_id"] == error.point_id)
                 lost.add(_key(row))
-                rejected.append(
-                    self._reject(row["document_id"], row["row"], "store", "too_large", str(error))
-                )
+                rejected.append(self._reject(row, "store", "too_large", str(error)))
                 removed += self._writer.delete([_key(row)], {})
+                self._stored.pop(_key(row), None)
             else:
-                return Written(written.points, written.documents, written.removed + removed), len(kept)
+                return Written(written.points, written.documents, written.removed + removed), len(points)
+
+    def _points(
+        self,
+        rows: Rows,
+        vectors: NDArray[np.float32],
+        payloads: list[dict[str, Any]],
+        wanted: Callable[[Key], bool],
+    ) -> Points:
+        kept = [number for number, row in enumerate(rows) if wanted(_key(row))]
+        ids = [rows[number]["point_id"] for number in kept]
+        return Points(ids, vectors[kept], [payloads[number] for number in kept], self._vector_name)
+
+    def _oversized(
+        self,
+        rows: Rows,
+        vectors: NDArray[np.float32],
+        payloads: list[dict[str, Any]],
+        lost: set[Key],
+        rejected: list[Rejected],
+    ) -> set[Key]:
+        """The stored documents whose new version the store will not take, found before anything is overwritten."""
+        points = self._points(rows, vectors, payloads, lambda key: key in self._stored and key not in lost)
+        large = set(self._store.too_large(self._collection, points))
+        found = {_key(row): row for row in rows if row["point_id"] in large}
+        for row in found.values():
+            message = f"chunk {row['chunk_index']} is more than the store takes in a request. {_TOO_LARGE}"
+            rejected.append(self._reject(row, "store", "too_large", message))
+        return set(found)
 
     def _unusable(self, rows: Rows, vectors: NDArray[np.float32], rejected: list[Rejected]) -> set[Key]:
         """The documents with a vector that is not finite, or zero; each is added to `rejected` once."""
@@ -105,37 +149,67 @@ class SplitWriter:
                     f"the encoder gave chunk {row['chunk_index']} a vector that is zero or holds NaN or infinity. "
                     "A point needs a finite vector with a direction. Check the model with headwater doctor."
                 )
-                rejected.append(
-                    self._reject(row["document_id"], row["row"], "encoder", "unusable_vector", message)
-                )
+                rejected.append(self._reject(row, "encoder", "unusable_vector", message))
         return lost
 
     def _patch(self, patches: tuple[Patch, ...], rejected: list[Rejected]) -> int:
         """Give all chunks of documents whose text is the same their new metadata and sequence; count the documents."""
         fresh = {patch.key: patch for patch in patches}
-        owners: dict[str, Patch] = {}  # by point id
 
         def change(id: str, payload: dict[str, Any]) -> dict[str, Any]:
-            ours = {name: value for name, value in payload["headwater"].items() if name != "writing"}
-            owners[id] = patch = fresh[ours["namespace"], ours["document_id"]]
+            ours = {name: value for name, value in payload["headwater"].items() if name not in MARKS}
+            patch = fresh[ours["namespace"], ours["document_id"]]
             ours["sequence"] = patch.sequence
             if not ours["chunk_index"]:
                 ours["metadata_hash"] = digest(patch.metadata)
             text, _ = self._profile.read(payload)
             return self._profile.write(id, text, json.loads(patch.metadata), ours)
 
-        while True:
-            try:
-                self._writer.patch({key: self._stored[key] for key in fresh}, change)
-            except PointTooLarge as error:
-                lost = owners[error.point_id]
-                rejected.append(self._reject(lost.key[1], lost.row, "store", "too_large", str(error)))
-                del fresh[lost.key]
-            else:
-                return len(fresh)
+        refused = self._writer.patch({key: self._stored[key] for key in fresh}, change)
+        for (namespace, document_id), error in refused.items():
+            patch = fresh[namespace, document_id]
+            row = {"namespace": namespace, "document_id": document_id, **vars(patch)}
+            rejected.append(self._reject(row, "store", "too_large", str(error)))
+        return len(fresh) - len(refused)
 
-    def _reject(self, document_id: str, row: int, stage: str, reason: str, message: str) -> Rejected:
-        return Rejected(document_id, self._split.uri, row, stage, reason, message)
+    def _keep(self, rejected: list[Rejected]) -> int:
+        """Say on the heads of stored documents that a newer version was rejected; returns points removed.
+
+        What no head vouches for is removed: it is no version of its document.
+        """
+        flags: dict[Key, str] = {}
+        torn: list[Key] = []
+        for one in rejected:
+            key = newer_version_of(one)
+            head = self._stored.get(key) if key else None
+            if key is None or head is None or (one.sequence or 0) < head.sequence:
+                continue
+            if head.writing:
+                torn.append(key)
+            elif head.rejected != one.reason:
+                flags[key] = one.reason
+        self._writer.flag(flags)
+        return self._writer.delete(torn, self._stored)
+
+    def _settle(self, written: set[Key], window: Window, rejected: list[Rejected]) -> None:
+        """Remove tombstones that have no use any more, and forget about documents that are done with."""
+        lost = {key for key in map(newer_version_of, rejected) if key is not None}
+        self._tombstones.remove(sorted((written - lost) & self._revived))
+        for key in written.union(lost, window.deleted, window.leftovers):
+            self._stored.pop(key, None)
+            self._revived.discard(key)
+
+    def _reject(self, row: Mapping[str, Any], stage: str, reason: str, message: str) -> Rejected:
+        return Rejected(
+            row["document_id"],
+            self._split.uri,
+            row["row"],
+            stage,
+            reason,
+            message,
+            row["namespace"],
+            row["sequence"],
+        )
 
     def _payload(self, row: dict[str, Any]) -> dict[str, Any]:
         ours = {

@@ -63,7 +63,16 @@ def to_documents(
         schema=DOCUMENTS,
     )
     rejected = tuple(
-        Rejected(keys.ids[row].as_py() or None, where, first_row + row, "source", reason, message)
+        Rejected(
+            keys.ids[row].as_py() or None,
+            where,
+            first_row + row,
+            "source",
+            reason,
+            message,
+            (keys.namespaces[row].as_py() or None) if columns.namespace_column else columns.namespace,
+            None if reason == "bad_sequence" else int(keys.sequences[row]),
+        )
         for row, reason, message in findings.items()
     )
     return DocumentBatch(documents, rejected)

@@ -21,7 +21,7 @@ profiles.py     where payloads keep text and metadata, by the client that reads 
 
 from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.filters import Filter, parse_filter
-from pipeline.stores.heads import Head, Key, read_heads
+from pipeline.stores.heads import MARKS, Head, Key, read_heads
 from pipeline.stores.lease import Lease, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
@@ -33,6 +33,7 @@ from pipeline.stores.tombstones import Tombstones
 from pipeline.stores.writer import DocumentWriter, Written
 
 __all__ = [
+    "MARKS",
     "DocumentWriter",
     "Filter",
     "Head",

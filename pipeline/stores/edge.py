@@ -181,6 +181,10 @@ class EdgeStore:
                 operation = engine.UpdateOperation.upsert_points(to.edge_points(batch), condition)
             self._update(collection_name, operation, f"upsert {len(batch)} points")
 
+    def too_large(self, collection_name: str, points: Points) -> list[str]:
+        """None: there are no requests."""
+        return []
+
     def set_payload(
         self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
     ) -> None:

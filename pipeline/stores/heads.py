@@ -18,11 +18,18 @@ Key = tuple[str, str]
 """A document: (namespace, document id)."""
 
 WRITING = "writing"
+REJECTED = "rejected"
+MARKS = frozenset({WRITING, REJECTED})
+"""What is written on a head besides what the document's version says."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """A document as it is stored. `writing`: a change of it began and did not come to its end."""
+    """A document as it is stored.
+
+    `writing`: a change of it began and did not come to its end. `rejected`: why a newer version of it was not taken,
+    "" if none was.
+    """
 
     text_hash: str
     metadata_hash: str
@@ -30,6 +37,7 @@ class Head:
     sequence: int
     encoder_version: str
     writing: bool
+    rejected: str = ""
 
     @classmethod
     def read(cls, payload: Mapping[str, Any]) -> Head:
@@ -42,6 +50,7 @@ class Head:
             sequence=ours["sequence"],
             encoder_version=ours["encoder_version"],
             writing=ours.get(WRITING, False),
+            rejected=ours.get(REJECTED, ""),
         )
 
 

@@ -150,6 +150,10 @@ class LocalStore:
         with self._call():
             self._client.upsert(collection_name, batch, update_filter=update_filter)
 
+    def too_large(self, collection_name: str, points: Points) -> list[str]:
+        """None: there are no requests."""
+        return []
+
     def set_payload(
         self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
     ) -> None:

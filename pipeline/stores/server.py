@@ -144,6 +144,19 @@ class ServerStore:
             lambda start, stop: self._send(collection_name, points.slice(start, stop), update_filter),
         )
 
+    def too_large(self, collection_name: str, points: Points) -> list[str]:
+        found = []
+        for row, id in enumerate(points.ids):
+            point = points.slice(row, row + 1)
+            nbytes = _json_bytes(point)
+            if (
+                self._over_grpc and nbytes > MAX_REQUEST_BYTES // 8
+            ):  # as messages, numbers take more than as digits
+                nbytes = _request(collection_name, point, None).ByteSize()
+            if nbytes > MAX_REQUEST_BYTES:
+                found.append(id)
+        return found
+
     def set_payload(
         self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
     ) -> None:
@@ -283,20 +296,16 @@ class ServerStore:
         return next((one for one in results if one.status != models.UpdateStatus.COMPLETED), results[-1])
 
     def _send(self, collection_name: str, points: Points, where: models.Filter | None) -> models.UpdateResult:
-        # A comparison is only worth something where replicas see updates in one order.
-        ordering = models.WriteOrdering.STRONG if where else None
         if not self._over_grpc:
             self._check_size(points.ids, _json_bytes(points))
             return self._client.upsert(
-                collection_name, _rest_points(points), wait=True, ordering=ordering, update_filter=where
+                collection_name,
+                _rest_points(points),
+                wait=True,
+                ordering=_ordering(where),
+                update_filter=where,
             )
-        request = grpc.UpsertPoints(
-            collection_name=collection_name,
-            wait=True,
-            points=_grpc_points(points),
-            ordering=RestToGrpc.convert_write_ordering(ordering) if ordering else None,
-            update_filter=RestToGrpc.convert_filter(where) if where else None,
-        )
+        request = _request(collection_name, points, where)
         self._check_size(points.ids, request.ByteSize())
         answer = self._client.grpc_points.Upsert(request, timeout=self._timeout_s)
         return GrpcToRest.convert_update_result(answer.result)
@@ -370,6 +379,22 @@ def _pause(state: RetryCallState) -> float:
     if isinstance(error, StoreOverloaded) and error.retry_after_s > 0:
         return min(error.retry_after_s, _LONGEST_PAUSE_S)
     return _BACKOFF(state)
+
+
+def _request(collection_name: str, points: Points, where: models.Filter | None) -> grpc.UpsertPoints:
+    ordering = _ordering(where)
+    return grpc.UpsertPoints(
+        collection_name=collection_name,
+        wait=True,
+        points=_grpc_points(points),
+        ordering=RestToGrpc.convert_write_ordering(ordering) if ordering else None,
+        update_filter=RestToGrpc.convert_filter(where) if where else None,
+    )
+
+
+def _ordering(where: models.Filter | None) -> models.WriteOrdering | None:
+    """A comparison is only worth something where replicas see updates in one order."""
+    return models.WriteOrdering.STRONG if where else None
 
 
 def _grpc_points(points: Points) -> list[grpc.PointStruct]:

@@ -89,6 +89,10 @@ class Store(Protocol):
         """
         ...
 
+    def too_large(self, collection_name: str, points: Points) -> list[str]:
+        """The ids of points each of which alone is more than the store takes, as far as it knows without asking."""
+        ...
+
     def set_payload(
         self, collection_name: str, payload: dict[str, Any], points: Sequence[str], key: str | None = None
     ) -> None:

@@ -19,9 +19,9 @@ from typing import Any
 from qdrant_client import models
 
 from pipeline import metrics
-from pipeline.errors import BrokenInvariant
+from pipeline.errors import BrokenInvariant, PointTooLarge
 from pipeline.schemas import point_id
-from pipeline.stores.heads import WRITING, Head, Key
+from pipeline.stores.heads import REJECTED, WRITING, Head, Key
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import OURS
 from pipeline.stores.store import Store
@@ -30,6 +30,10 @@ _KEYS = ["headwater.namespace", "headwater.document_id", "headwater.chunk_index"
 _PAGE = 1000
 # Documents asked for in one filter; servers and the engine slow down on filters of many thousand values.
 _DOCUMENTS_PER_FILTER = 500
+
+
+Change = Callable[[str, dict[str, Any]], dict[str, Any]]
+"""From a point's id and its payload to its new payload."""
 
 
 @dataclass(frozen=True)
@@ -73,20 +77,70 @@ class DocumentWriter:
         self._upsert(points, heads)
         return Written(len(points), len(counts), removed)
 
-    def patch(
-        self, documents: Mapping[Key, Head], change: Callable[[str, dict[str, Any]], dict[str, Any]]
-    ) -> None:
+    def patch(self, documents: Mapping[Key, Head], change: Change) -> dict[Key, PointTooLarge]:
         """Give every chunk of these stored documents the payload `change(point id, payload)`; vectors stay.
 
-        The new payload of a head must not carry the mark.
+        The new payload of a head must not carry the mark. Documents of which the store finds a point too large get
+        back what they had, and are returned with its error.
         """
+        refused: dict[Key, PointTooLarge] = {}
+        some: dict[Key, Head] = {}
+        points = 0
+        for key, head in documents.items():  # the payloads of so many points are in memory at a time
+            some[key] = head
+            points += head.chunk_count
+            if points >= self._batch_points:
+                refused |= self._patch(some, change)
+                some, points = {}, 0
+        return refused | self._patch(some, change)
+
+    def _patch(self, documents: Mapping[Key, Head], change: Change) -> dict[Key, PointTooLarge]:
+        before = {key: self._payloads(key, head) for key, head in documents.items()}
+        after = {
+            key: {id: change(id, old) for id, old in payloads.items()} for key, payloads in before.items()
+        }
+        refused: dict[Key, PointTooLarge] = {}
         self._mark(key for key, head in documents.items() if head.chunk_count > 1)
-        rest = [point_id(*key, n) for key, head in documents.items() for n in range(1, head.chunk_count)]
-        for ids in (rest, [point_id(*key, 0) for key in documents]):
-            for start in range(0, len(ids), self._batch_points):
-                found = self._store.retrieve(self._collection, ids[start : start + self._batch_points])
-                fresh = {str(record.id): change(str(record.id), record.payload or {}) for record in found}
-                self._store.overwrite_payloads(self._collection, list(fresh), list(fresh.values()))
+        while True:
+            try:
+                self._overwrite(after)
+            except PointTooLarge as error:
+                key = next(key for key, payloads in after.items() if error.point_id in payloads)
+                refused[key] = error
+                del after[key]
+            else:
+                self._overwrite({key: before[key] for key in refused})
+                return refused
+
+    def _payloads(self, key: Key, head: Head) -> dict[str, dict[str, Any]]:
+        """The payloads of a document's points by id."""
+        ids = [point_id(*key, index) for index in range(head.chunk_count)]
+        found = [
+            record
+            for start in range(0, len(ids), self._batch_points)
+            for record in self._store.retrieve(self._collection, ids[start : start + self._batch_points])
+        ]
+        return {str(record.id): record.payload or {} for record in found}
+
+    def _overwrite(self, documents: Mapping[Key, Mapping[str, dict[str, Any]]]) -> None:
+        """Give the points of documents these payloads, heads last."""
+        heads = {point_id(*key, 0) for key in documents}
+        every = [pair for payloads in documents.values() for pair in payloads.items()]
+        for some in (
+            [pair for pair in every if pair[0] not in heads],
+            [pair for pair in every if pair[0] in heads],
+        ):
+            for start in range(0, len(some), self._batch_points):
+                ids, payloads = zip(*some[start : start + self._batch_points], strict=True)
+                self._store.overwrite_payloads(self._collection, ids, payloads)
+
+    def flag(self, documents: Mapping[Key, str]) -> None:
+        """Write on the heads of these stored documents why a newer version of theirs was rejected."""
+        for reason in sorted(set(documents.values())):
+            ids = [point_id(*key, 0) for key, why in documents.items() if why == reason]
+            for start in range(0, len(ids), _PAGE):
+                some = ids[start : start + _PAGE]
+                self._store.set_payload(self._collection, {REJECTED: reason}, some, key=OURS)
 
     def delete(self, documents: Sequence[Key], stored: Mapping[Key, Head]) -> int:
         """Delete all chunks of these documents, heads last; returns how many there were."""

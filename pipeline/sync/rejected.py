@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 from pipeline.schemas import Rejected
 
 _COLUMNS: list[tuple[str, pa.DataType]] = [
+    ("namespace", pa.string()),  # null where the row does not say it
     ("document_id", pa.string()),  # null where the source has none
+    ("sequence", pa.int64()),
     ("uri", pa.string()),
     ("row", pa.int64()),
     ("stage", pa.string()),
