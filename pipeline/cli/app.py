@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 import typer
 from rich.markup import escape
 
+from pipeline import audit as audits
 from pipeline import doctor as checks
 from pipeline import ingest as runs
 from pipeline import logs, metrics
@@ -128,6 +129,44 @@ def ingest(
         say(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def audit(
+    source: options.Uri,
+    id: options.Id = None,
+    text: options.Text = None,
+    template: options.Template = None,
+    encoder: options.Encoder = None,
+    store: options.Store = None,
+    collection: options.Collection = None,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Index what is missing or stale, remove the surplus.")
+    ] = False,
+    max_deletes: options.MaxDeletes = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Compare a source with its collection, text by text and chunk by chunk. Exit code 4: they differ."""
+    flags = _flags(id, text, template, encoder, store, collection) | {"source.max_deletes": max_deletes}
+    settings = options.settings(config, set, flags)
+    with redirect_stdout(stray()), _draining() as stop, progress() as observe:
+        if repair:
+            found, left = audits.repair(source, settings, lambda: _executor(settings), stop, observe)
+        else:
+            found = left = audits.audit(source, settings, observe)
+    values = found.as_dict() | ({"left": left.as_dict()} if repair else {})
+    if json_out:
+        print_json(values)
+    else:
+        print_table(f"{source} against {settings.store.collection}", found.as_dict())
+        if repair and not found.clean:
+            print_table("after the repair", left.as_dict())
+    if stop.is_set():
+        raise typer.Exit(130)
+    if left.exit_code:
+        raise typer.Exit(left.exit_code)
 
 
 @app.command()

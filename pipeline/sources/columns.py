@@ -32,7 +32,7 @@ class Columns:
     @property
     def key(self) -> tuple[str, ...]:
         """What says which document a row is, and which of its versions."""
-        return tuple(filter(None, (self.id, self.namespace_column, self.sequence)))
+        return tuple(dict.fromkeys(filter(None, (self.id, self.namespace_column, self.sequence))))
 
     @property
     def all(self) -> tuple[str, ...]:
