@@ -26,7 +26,17 @@ from pipeline.job import check_collection, check_target, make_chunker, make_cont
 from pipeline.schemas import Observer, Progress, digest, point_id
 from pipeline.snapshot import present_ids, scope
 from pipeline.sources import Source, open_source, read_split
-from pipeline.stores import Head, Store, collection, hold, open_store, scan_points, store_exists
+from pipeline.stores import (
+    Head,
+    Store,
+    Suppressions,
+    Tombstones,
+    collection,
+    hold,
+    open_store,
+    scan_points,
+    store_exists,
+)
 from pipeline.stores.heads import WRITING
 from pipeline.stores.profiles import OURS
 from pipeline.sync import COUNT, KEY, KEYS, Buckets, ids_of, key_of, keys_of
@@ -194,9 +204,11 @@ def _examine(
         raise _nothing(settings)
     version = Contract.read(collection.read_metadata(store, physical), name).encoder_version
     present, documents = Buckets(scratch / "present", KEYS), Buckets(scratch / "documents", DOCUMENT)
-    for ids in present_ids(source, settings.source):
+    forgotten = Suppressions(store, name)
+    for ids in present_ids(source, settings.source, forgotten):
         present.add(keys_of(ids))
-    for rows in _read_documents(source, settings.source, observe):
+    deleted = Tombstones(store, physical) if settings.source.sequence else None
+    for rows in _read_documents(source, settings.source, forgotten, deleted, observe):
         documents.add(rows)
     heads, points = Buckets(scratch / "heads", HEAD), Buckets(scratch / "points", POINT)
     foreign = 0
@@ -261,13 +273,27 @@ def _find(keys: NDArray[Any], among: NDArray[Any]) -> tuple[NDArray[np.int64], N
     return at, np.asarray(found, np.bool_)
 
 
-def _read_documents(source: Source, config: SourceConfig, observe: Observer) -> Iterator[NDArray[Any]]:
-    """DOCUMENT[n] of what the source has and does not reject."""
+def _read_documents(
+    source: Source,
+    config: SourceConfig,
+    forgotten: Suppressions,
+    deleted: Tombstones | None,
+    observe: Observer,
+) -> Iterator[NDArray[Any]]:
+    """DOCUMENT[n] of what the source has and does not reject, and what was neither forgotten nor deleted since."""
     read = 0
     for split in source.splits:
         for batch in read_split(split, config):
             rows = [row for row in batch.documents.to_pylist() if row["operation"] != "delete"]
-            yield np.array([_document(row) for row in rows], DOCUMENT)
+            keys = [(row["namespace"], row["document_id"]) for row in rows]
+            gone = forgotten.find(keys)
+            later = deleted.find(keys) if deleted else {}
+            wanted = [
+                _document(row)
+                for key, row in zip(keys, rows, strict=True)
+                if key not in gone and row["sequence"] >= later.get(key, row["sequence"])
+            ]
+            yield np.array(wanted, DOCUMENT)
             read += batch.documents.num_rows + len(batch.rejected)
             observe(Progress("hashing the source", read, source.rows))
 

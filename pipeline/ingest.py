@@ -22,7 +22,7 @@ from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, open_source
-from pipeline.stores import Lease, Store, collection, folder_of, hold
+from pipeline.stores import Lease, Store, Suppressions, collection, folder_of, hold
 from pipeline.summary import Summary
 from pipeline.sync import Header, Ledger, Run, now, plan_hash, runs, write_rejected
 
@@ -193,7 +193,8 @@ def _remove_absent(
 ) -> None:
     """Remove the documents that the source, all of which is indexed, does not have; book what went, or why not."""
     config = job.settings.source
-    snapshot = Snapshot.take(source, config, store, job.collection, scratch / "snapshot")
+    forgotten = Suppressions(store, job.settings.store.collection)
+    snapshot = Snapshot.take(source, config, store, job.collection, forgotten, scratch / "snapshot")
     try:
         gone = snapshot.remove(store, job.collection, config.max_deletes, stop, observe)
     except DeletesRefused as refused:

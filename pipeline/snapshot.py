@@ -17,7 +17,7 @@ from pipeline.config import SourceConfig
 from pipeline.errors import DeletesRefused
 from pipeline.schemas import Counts, Observer, Progress, point_id
 from pipeline.sources import Source, read_named
-from pipeline.stores import DocumentWriter, Head, Store, scan_heads
+from pipeline.stores import DocumentWriter, Head, Store, Suppressions, scan_heads
 from pipeline.sync import KEYS, Buckets, absent, ids_of, keys_of
 
 log = logs.logger(__name__)
@@ -36,14 +36,21 @@ class Snapshot:
 
     @classmethod
     def take(
-        cls, source: Source, config: SourceConfig, store: Store, collection: str, folder: Path
+        cls,
+        source: Source,
+        config: SourceConfig,
+        store: Store,
+        collection: str,
+        forgotten: Suppressions,
+        folder: Path,
     ) -> Snapshot:
-        """Compare; writes 16 bytes for each document of either side to `folder`, and nothing else.
+        """Compare; a forgotten document is absent, whatever the source says.
 
+        Writes 16 bytes for each document of either side to `folder`, and nothing else.
         Raises SourceError where the source has changed since it was opened.
         """
         snapshot = cls(folder)
-        for ids in present_ids(source, config):
+        for ids in present_ids(source, config, forgotten):
             snapshot._source.add(keys_of(ids))
             snapshot.present += len(ids)
         for ids in scan_heads(store, collection, scope(config)):
@@ -100,11 +107,14 @@ def scope(config: SourceConfig) -> str | None:
     return None if config.namespace_column else config.namespace
 
 
-def present_ids(source: Source, config: SourceConfig) -> Iterator[list[str]]:
-    """The ids of the heads of the source's documents, also of those it rejects."""
+def present_ids(source: Source, config: SourceConfig, forgotten: Suppressions) -> Iterator[list[str]]:
+    """The ids of the heads of the source's documents, also of those it rejects, but not of forgotten ones."""
     for split in source.splits:
         for keys in read_named(split, config):
-            yield [point_id(*key, 0) for key in keys]
+            for start in range(0, len(keys), _AT_ONCE):
+                some = keys[start : start + _AT_ONCE]
+                gone = forgotten.find(some)
+                yield [point_id(*key, 0) for key in some if key not in gone]
 
 
 def allowed(max_deletes: str, stored: int) -> int:

@@ -15,7 +15,7 @@ from pipeline.audit import DOCUMENT, HEAD, POINT, Audit, audit, compare, repair
 from pipeline.errors import CollectionHeld, DeletesRefused, SourceError, StoreError
 from pipeline.local import LocalExecutor
 from pipeline.schemas import point_id
-from pipeline.stores import Points, collection, hold, open_store
+from pipeline.stores import Points, Suppressions, collection, hold, open_store
 from pipeline.sync import KEYS
 
 ROWS = documents.rows(20, most_words=120)
@@ -175,6 +175,22 @@ def test_metadata_and_sequences_count_and_a_newer_stored_version_does_not(to, so
     assert differences(audit(str(file), numbered)) == {"stale": 2}
     _, left = repair(str(file), numbered, LocalExecutor, runs.threading.Event())
     assert left.clean
+
+
+def test_what_was_deleted_later_or_forgotten_is_not_missing(to, source):
+    columns = {"sequence": "version", "operation": "op"}
+    numbered = to.model_copy(update={"source": to.source.model_copy(update=columns)})
+    rows = [{**row, "version": 5, "op": "upsert"} for row in ROWS]
+    runs.run(source(rows), numbered)
+    runs.run(source([{**rows[0], "version": 6, "op": "delete"}]), numbered)
+    file = source(rows)
+    assert differences(audit(str(file), numbered)) == {}
+    store = open_store(to.store)
+    Suppressions(store, "docs").add(("", "doc-1"))
+    found = audit(str(file), numbered)
+    assert (found.missing, found.surplus > 0, found.documents) == (0, True, 18)
+    _, left = repair(str(file), numbered, LocalExecutor, runs.threading.Event())
+    assert (left.clean, left.stored) == (True, 18)
 
 
 def test_a_damaged_collection_is_repaired_in_spite_of_an_unfinished_run(to, source):

@@ -18,7 +18,7 @@ from pipeline.ingest import ingest
 from pipeline.local import LocalExecutor
 from pipeline.snapshot import Snapshot, allowed
 from pipeline.sources import open_source
-from pipeline.stores import open_store
+from pipeline.stores import Suppressions, open_store
 
 ROWS = documents.rows(30, most_words=60)
 
@@ -171,7 +171,9 @@ def test_after_a_crash_between_any_two_changes_the_same_again_ends_right(
     crash, crashed = 0, True
 
     def remove(store):
-        snapshot = Snapshot.take(opened, config, store, "c", tmp_path / uuid.uuid4().hex)
+        snapshot = Snapshot.take(
+            opened, config, store, "c", Suppressions(store, "c"), tmp_path / uuid.uuid4().hex
+        )
         return snapshot.remove(store, "c", "100%", threading.Event(), lambda _: None)
 
     while crashed:
@@ -188,6 +190,14 @@ def test_after_a_crash_between_any_two_changes_the_same_again_ends_right(
         oracle.documents = {KEYS[2]: all_of_it[2]}
         assert histories.contents(store) == oracle.points()
     assert crash > 3
+
+
+def test_a_forgotten_document_is_absent_whatever_the_source_says(to, source):
+    runs.run(source(ROWS), to)
+    store = open_store(to.store)
+    Suppressions(store, "docs").add(("", "doc-3"))
+    assert runs.run(source(ROWS), to).counts.removed == 1
+    assert ids(to) == names(ROWS) - {"doc-3"}
 
 
 def test_shares_are_exact():
