@@ -20,6 +20,7 @@ from pipeline import ingest as runs
 from pipeline import logs, metrics
 from pipeline import plan as plans
 from pipeline.cli import options
+from pipeline.cli.forgetting import forget
 from pipeline.cli.report import (
     console,
     print_error,
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
+app.command()(forget)
 
 
 @app.command()

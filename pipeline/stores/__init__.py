@@ -14,12 +14,14 @@ scan.py         all that a collection holds
 writer.py       the write protocol: whole documents or what was there before
 tombstones.py   what was deleted, so that no older version brings it back
 suppressions.py what was forgotten, so that nothing brings it back
+erasure.py      where something of a document lies, and its removal
 nearest.py      many queries in one request
 filters.py      conditions on metadata as a user types them
 profiles.py     where payloads keep text and metadata, by the client that reads them
 """
 
 from pipeline.stores.connect import folder_of, open_store, store_exists
+from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.heads import MARKS, Head, Key, read_heads
 from pipeline.stores.lease import Lease, hold
@@ -47,13 +49,16 @@ __all__ = [
     "Suppressions",
     "Tombstones",
     "Written",
+    "count_held",
     "folder_of",
     "hold",
+    "holders",
     "nearest",
     "open_store",
     "parse_filter",
     "profile_named",
     "read_heads",
+    "remove_held",
     "scan_heads",
     "scan_points",
     "store_exists",

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from qdrant_client import models
 
 from pipeline.schemas import point_id
 from pipeline.stores.collection import make_beside
@@ -65,14 +64,3 @@ class Tombstones:
         ids = [point_id(*key, 0) for key in documents]
         for start in range(0, len(ids), _PAGE):
             self._store.delete(self.name, ids[start : start + _PAGE])
-
-    def of(self, namespace: str, document_id: str | None) -> models.Filter:
-        """The tombstone of a document, or all of a namespace."""
-        wanted = {"namespace": namespace, "document_id": document_id}
-        return models.Filter(
-            must=[
-                models.FieldCondition(key=key, match=models.MatchValue(value=value))
-                for key, value in wanted.items()
-                if value is not None
-            ]
-        )
