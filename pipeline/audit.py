@@ -217,8 +217,14 @@ def _examine(
         ours = [(id, payload[OURS]) for id, payload in page if OURS in payload]
         foreign += len(page) - len(ours)
         seen += len(ours)
-        points.add(np.array([_point(id, fields) for id, fields in ours], POINT))
-        heads.add(np.array([_head(id, fields, version) for id, fields in ours if _is_head(id, fields)], HEAD))
+        placed = [_point(id, fields) for id, fields in ours]
+        points.add(np.array(placed, POINT))
+        found = [
+            _head(id, fields, version)
+            for (id, fields), (*_, index) in zip(ours, placed, strict=True)
+            if not index
+        ]
+        heads.add(np.array(found, HEAD))
         observe(Progress("reading the store", seen))
     yield Finding(Audit(foreign=foreign), [], [])
     for number in range(COUNT):
@@ -310,13 +316,11 @@ def _head(id: str, ours: dict[str, Any], version: str) -> tuple[bytes, bytes, by
     return key_of(id), text, metadata, head.sequence, head.chunk_count, good
 
 
-def _is_head(id: str, ours: dict[str, Any]) -> bool:
-    return ours["chunk_index"] == 0 and id == point_id(ours["namespace"], ours["document_id"], 0)
-
-
 def _point(id: str, ours: dict[str, Any]) -> tuple[bytes, bytes, int]:
     document, index = (ours["namespace"], ours["document_id"]), ours["chunk_index"]
-    return key_of(point_id(*document, 0)), key_of(id), index if id == point_id(*document, index) else -1
+    head = point_id(*document, 0)
+    own = point_id(*document, index) if index else head
+    return key_of(head), key_of(id), index if id == own else -1
 
 
 def _hash(text: str) -> bytes:
