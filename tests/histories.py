@@ -107,10 +107,7 @@ class Crashing:
         elif name == "upsert":
             call(collection, arguments[0].slice(0, len(arguments[0]) // 2), *arguments[1:])
         elif name == "delete":
-            ids = arguments[0]
-            if isinstance(ids, models.Filter):
-                ids = [str(record.id) for record in self._store.scroll(collection, ids, limit=1000)[0]]
-            call(collection, ids[: len(ids) // 2])
+            call(collection, arguments[0][: len(arguments[0]) // 2])
         elif name == "set_payload":
             call(collection, arguments[0], arguments[1][: len(arguments[1]) // 2], **keywords)
         else:

@@ -104,6 +104,7 @@ def test_a_document_goes_from_every_place_and_stays_out_until_it_is_let_in(to, t
         points.assert_same(points.contents(store, "docs"), live)
 
 
+@pytest.mark.parametrize("to", ["edge", "rest"], indirect=True)
 def test_a_tenant_goes_with_its_tombstones_and_rejected_rows_and_no_other(to, tmp_path):
     first = ingest(to, tmp_path)
     assert (first.counts.rejected, first.counts.deleted) == (3, 3)
@@ -177,9 +178,8 @@ def test_wherever_it_crashes_nothing_comes_back_and_again_it_ends(
         before = ingest(to, tmp_path)
         found = forget(to, ("west", None), state_folder(to))
         assert (found.suppressed, found.left) == (True, 0)
-        after = ingest(to, tmp_path)
-        assert after.counts.stale == 6
         assert before.counts.stale in (0, 6)
+    assert ingest(to, tmp_path).counts.stale == 6
     assert crash > 3
 
 
@@ -198,5 +198,3 @@ def test_the_command_proves_it(edge, tmp_path, encoder_cache):
     assert "→ 0 points" in shown.stdout + shown.stderr
     lifted = runs.command("forget", "--tenant", "west", "--lift", *where, "--json", cache=encoder_cache)
     assert json.loads(lifted.stdout) == {"lifted": True}
-    wrong = runs.command("forget", "--tenant", "a", "--document", "b", *where, cache=encoder_cache)
-    assert wrong.returncode == 2

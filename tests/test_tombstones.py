@@ -6,6 +6,7 @@ from histories import KEYS, Crashing, Row, Run
 from qdrant_client import models
 
 from pipeline.config import StoreConfig
+from pipeline.errors import StoreUnavailable
 from pipeline.lane.windows import WINDOW_ROWS
 from pipeline.schemas import Counts, point_id
 from pipeline.stores import DocumentWriter, Tombstones, open_store, read_heads
@@ -130,6 +131,26 @@ def test_metadata_too_large_for_the_store_leave_what_was_there(store):
     after = histories.contents(store)
     ids = [point_id(*A, n) for n in range(3)]
     assert [after[id] for id in ids] == [before[id] for id in ids]
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_at_every_moment_what_is_gone_has_a_tombstone(whole):
+    crash, crashed = 0, True
+    while crashed:
+        store = open_store(StoreConfig(url="memory:"))
+        histories.new_collection(store)
+        index(store, Row(A, ("river", "stone", "light"), 1, 3))
+        before = set(histories.contents(store))
+        try:
+            gone = Run((Row(A, (), 1, 5),), 9, 9, None, True)
+            histories.index(Crashing(store, crash, whole), gone, sequenced=True)
+            crashed = False
+        except StoreUnavailable:
+            crash += 1
+        assert set(histories.contents(store)) == before or histories.tombstones(store) == {A: 5}
+        assert index(store, Row(A, ("light",), 1, 4)).stale == bool(histories.tombstones(store))
+        assert bool(histories.contents(store)) != bool(histories.tombstones(store))
+    assert crash > 3
 
 
 def test_many_deletions_cost_one_request_a_batch():

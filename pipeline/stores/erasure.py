@@ -10,6 +10,8 @@ from pipeline.stores.store import Store
 from pipeline.stores.suppressions import Subject
 from pipeline.stores.tombstones import Tombstones
 
+_PAGE = 1000
+
 
 def holders(store: Store, alias: str) -> dict[str, str]:
     """The collections that may hold something, each with what it holds: "points" or "tombstones".
@@ -31,8 +33,15 @@ def count_held(store: Store, holder: str, kind: str, subject: Subject) -> int:
 
 
 def remove_held(store: Store, holder: str, kind: str, subject: Subject) -> None:
-    """Remove the points of a holder that are about this document or tenant; safe to repeat after a crash."""
-    store.delete(holder, _about(kind, subject))
+    """Remove the points of a holder that are about this document or tenant; safe to repeat after a crash.
+
+    By their ids: a store keeps what it was asked in its log, and a filter would name the subject there.
+    """
+    while True:
+        found, _ = store.scroll(holder, _about(kind, subject), limit=_PAGE, with_payload=False)
+        if not found:
+            return
+        store.delete(holder, [str(record.id) for record in found])
 
 
 def _about(kind: str, subject: Subject) -> models.Filter:
