@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -170,12 +171,25 @@ class RunConfig(Section):
     commit_every_s: float = Field(default=2.0, ge=0)
     split_deadline_s: float = Field(default=3600.0, gt=0)
     split_attempts: int = Field(default=3, ge=1)
-    lease_s: float = Field(default=15.0, ge=0)  # 0: no lease
+    lease_s: float = Field(default=15.0, ge=0, le=86400)  # 0: no lease
     state: str = ""  # "": in the store's folder, else $XDG_STATE_HOME/headwater
     metrics_port: int = Field(default=0, ge=0, le=65535)  # 0: none
     metrics_file: str = ""
     log: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "warning"
+
+
+class WatchConfig(Section):
+    """How a source without an end is followed."""
+
+    max_latency_s: float = Field(default=2.0, gt=0)
+
+    @field_validator("max_latency_s", mode="before")
+    @classmethod
+    def _duration(cls, value: Any) -> Any:  # noqa: ANN401 - whatever the file, environment or flag held
+        """Accept "2s", "500ms" and "1m" for seconds."""
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m)", value) if isinstance(value, str) else None
+        return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60}[match[2]] if match else value
 
 
 class Settings(BaseSettings):
@@ -194,6 +208,7 @@ class Settings(BaseSettings):
     encoder: EncoderConfig = EncoderConfig()
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
+    watch: WatchConfig = WatchConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -74,7 +74,7 @@ def ingest(
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
         stack.callback(executor.close)
-        store, lease = _hold_collection(settings, executor, stop, stack)
+        store, lease = hold_collection(settings, executor, stop, stack)
         observe(Progress("preparing the encoder"))
         spec, tokenizer = prepare_encoder(settings.encoder)
         job = open_job(store, settings, spec, make_chunker(settings, spec, tokenizer).version)
@@ -100,7 +100,7 @@ def ingest(
         return summary
 
 
-def _hold_collection(
+def hold_collection(
     settings: Settings, executor: Executor, stop: threading.Event, stack: ExitStack
 ) -> tuple[Store, Lease | None]:
     """Open the store and take the collection's lease, or raise CollectionHeld; a lease that is lost sets `stop`.
@@ -141,9 +141,10 @@ def state_folder(settings: Settings) -> Path:
 
 
 def history(settings: Settings) -> list[Run]:
-    """The runs that this machine remembers of a store's collection, or of all, the latest first."""
-    name = settings.store.collection
-    return runs(list(state_folder(settings).glob(f"{name}__*" if name else "*__*")))
+    """The runs that this machine remembers of a store and a collection, or of all, the latest first."""
+    name, store = settings.store.collection, logs.redacted(settings.store.url)
+    found = runs(state_folder(settings).glob("*__*"))
+    return [run for run in found if name in ("", run.header.collection) and store in ("", run.header.store)]
 
 
 def _open_ledger(source: Source, job: Job, store: Store) -> Ledger:
@@ -159,6 +160,7 @@ def _open_ledger(source: Source, job: Job, store: Store) -> Ledger:
         splits=len(source.splits),
         documents=source.rows,
         began=now(),
+        store=logs.redacted(settings.store.url),
     )
     last_run = str(collection.read_metadata(store, job.collection).get(RUN_KEY, ""))
     ledger = Ledger.open(state_folder(settings) / job.collection, header, last_run)

@@ -26,6 +26,7 @@ class LocalExecutor:
     def __init__(self) -> None:
         self._store: Store | None = None
         self._lane: Lane | None = None
+        self._stopped = False  # the lane takes no more splits
 
     def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
         """Open the store the lane will write to."""
@@ -35,8 +36,11 @@ class LocalExecutor:
     def run(
         self, job: Job, splits: Sequence[Split], stop: threading.Event
     ) -> Generator[tuple[Split, SplitAck]]:
-        """Run splits two at a time, after an error that may pass again; see `ingest.Executor`."""
-        self._lane = lane = Lane.open(job, self._store or self.open_store(job.settings.store))
+        """Run splits two at a time, after an error that may pass again; see `ingest.Executor`.
+
+        A lane that came to the end of its splits runs those of the next call, too.
+        """
+        lane = self._open_lane(job)
         waiting = deque(splits)
         tried: Counter[str] = Counter()
         running: dict[Future[SplitAck], Split] = {}
@@ -50,7 +54,7 @@ class LocalExecutor:
                         return
                     done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                     if stop.is_set():
-                        lane.stop()
+                        self._stop(lane)
                     for future in done:
                         split = running.pop(future)
                         tried[split.id] += 1
@@ -65,7 +69,21 @@ class LocalExecutor:
                         else:
                             yield split, future.result()
             finally:
-                lane.stop()
+                if running:
+                    self._stop(lane)
+
+    def _open_lane(self, job: Job) -> Lane:
+        if self._lane and self._stopped:
+            self._lane.close()
+            self._lane = None
+        if self._lane is None:
+            self._lane = Lane.open(job, self._store or self.open_store(job.settings.store))
+            self._stopped = False
+        return self._lane
+
+    def _stop(self, lane: Lane) -> None:
+        self._stopped = True
+        lane.stop()
 
     def progress(self) -> int:
         """Documents done so far in the splits that are running now."""

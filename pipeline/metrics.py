@@ -56,6 +56,10 @@ SPLITS = Metric("headwater_splits", "gauge", "Splits of the source.")
 SPLITS_DONE = Metric("headwater_splits_done", "gauge", "Splits done, by earlier attempts of the run too.")
 FINISHED = Metric("headwater_run_finished_timestamp_seconds", "gauge", "When the run came to its end.")
 
+# Of sources without an end.
+WATCH_LAG = Metric("headwater_watch_lag_seconds", "histogram", "Seconds from a file's change to searchable.")
+WATERMARK = Metric("headwater_watermark_timestamp_seconds", "gauge", "What changed until then is searchable.")
+
 # Counted where it happens, so a split that ran twice counts twice.
 ENCODER_TOKENS = Metric("headwater_encoder_tokens", "counter", "Tokens the encoder ran over.", ("kind",))
 ENCODER_SECONDS = Metric("headwater_encoder_seconds", "histogram", "Seconds the encoder took for a batch.")
@@ -65,6 +69,7 @@ RETRIES = Metric("headwater_retries", "counter", "What was tried again, by cause
 ALL = (
     *(DOCUMENTS, REJECTED, CHUNKS, POINTS, REMOVED, POINTS_REMOVED, TOKENS),
     *(SOURCE_DOCUMENTS, SPLITS, SPLITS_DONE, FINISHED),
+    *(WATCH_LAG, WATERMARK),
     *(ENCODER_TOKENS, ENCODER_SECONDS, UPSERT_SECONDS, RETRIES),
 )
 OUTCOMES = ("indexed", "unchanged", "patched", "deleted", "stale", "rejected")
@@ -198,6 +203,12 @@ def _served(registry: prometheus.CollectorRegistry, port: int) -> Iterator[None]
 
 @contextmanager
 def _written(registry: prometheus.CollectorRegistry, file: Path) -> Iterator[None]:
+    if file.exists() and not file.is_file():
+        raise UsageError(
+            f"run.metrics_file {file} is no file, and would be replaced by one",
+            "A file, or a name that is free",
+            "Name another one",
+        )
     try:
         prometheus.write_to_textfile(str(file), registry)
     except OSError as error:

@@ -17,12 +17,12 @@ from rich.markup import escape
 from pipeline import audit as audits
 from pipeline import doctor as checks
 from pipeline import ingest as runs
-from pipeline import logs, metrics
+from pipeline import logs, metrics, streams
 from pipeline import plan as plans
 from pipeline.cli import options
 from pipeline.cli.forgetting import forget
 from pipeline.cli.report import (
-    console,
+    out,
     print_error,
     print_json,
     print_runs,
@@ -129,6 +129,45 @@ def ingest(
         print_error(summary.refused, "refused")
     if summary.dead_letter:
         say(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
+    if summary.exit_code:
+        raise typer.Exit(summary.exit_code)
+
+
+@app.command()
+def watch(
+    source: options.Watched,
+    id: options.Id = None,
+    text: options.Text = None,
+    template: options.Template = None,
+    encoder: options.Encoder = None,
+    store: options.Store = None,
+    collection: options.Collection = None,
+    max_latency: options.MaxLatency = None,
+    max_deletes: options.MaxDeletes = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Keep a collection in step with the files of a folder or prefix, until Ctrl-C or SIGTERM."""
+    flags = _flags(id, text, template, encoder, store, collection)
+    flags |= {"watch.max_latency_s": max_latency, "source.max_deletes": max_deletes}
+    settings = options.settings(config, set, flags)
+    try:
+        with redirect_stdout(stray()), _draining() as stop, _counted(settings):
+            summary = streams.watch(source, settings, _executor(settings), stop)
+    except CollectionHeld as held:
+        _say_held(held, json_out)
+        return
+    if json_out:
+        print_json(summary.as_dict())
+    elif not logs.as_json():
+        print_table(f"{source} → {settings.store.collection}", _shown(summary))
+    for failed in summary.failed:
+        print_error(failed.message, "failed")
+    if summary.refused:
+        print_error(summary.refused, "refused")
+    if summary.dead_letter:
+        say(f"rejected documents are listed in {summary.dead_letter}")
     if summary.exit_code:
         raise typer.Exit(summary.exit_code)
 
@@ -283,7 +322,7 @@ def doctor(
     else:
         for check in found:
             mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
-            console.print(f"{mark}  {check.name:<12} {escape(check.message)}")
+            out.print(f"{mark}  {check.name:<12} {escape(check.message)}")
     if not all(check.ok for check in found):
         raise typer.Exit(1)
 
@@ -379,8 +418,8 @@ def _search_many(reader: Reader, queries: Path, limit: int, where: list[str], by
 def _show(results: list[Result]) -> None:
     for number, result in enumerate(results, 1):
         excerpt = " ".join(result.text.split())[:240]
-        console.print(
+        out.print(
             f"[bold]{number}. {escape(result.document_id)}[/]  {result.score:.3f}  [dim]{escape(excerpt)}[/]"
         )
     if not results:
-        console.print("nothing found")
+        out.print("nothing found")

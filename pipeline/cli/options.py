@@ -68,6 +68,20 @@ MaxDeletes = Annotated[
         metavar="N|N%",
     ),
 ]
+Watched = Annotated[
+    str,
+    typer.Argument(
+        help="A folder, a glob, a prefix like s3://bucket/docs/, or - for an Arrow stream on stdin.",
+        metavar="SOURCE",
+        show_default=False,
+    ),
+]
+MaxLatency = Annotated[
+    str | None,
+    typer.Option(
+        "--max-latency", help="How long changes are gathered at most: 2s, 500ms.", metavar="DURATION"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

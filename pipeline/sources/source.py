@@ -29,7 +29,7 @@ from pipeline.sources.keys import read_keys
 from pipeline.sources.places import current_fingerprint, normal, reading, shown
 from pipeline.sources.slices import Part, Size
 
-_KEY_SIZE = Size(rows=16384, bytes=4 << 20)
+KEY_SIZE = Size(rows=16384, bytes=4 << 20)
 _BYTES_LIMIT = 1 << 30  # a batch's text is one Arrow string array, which holds 2 GiB
 _OPENING_THREADS = 8  # a footer in an object store is a round trip or two
 
@@ -49,7 +49,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class _Opened:
+class Opened:
     """A readable file and what was learned of it; `splits` have no `superseded` yet."""
 
     file: File
@@ -67,9 +67,9 @@ def open_source(uri: str, config: SourceConfig, scratch: Path) -> Source:
     """
     files = find(uri, config.format, scratch)
     with ThreadPoolExecutor(_OPENING_THREADS) as threads:
-        found = list(threads.map(partial(_open, config=config), files))
+        found = list(threads.map(partial(open_parts, config=config), files))
     unreadable = [file for file in found if isinstance(file, Unreadable)]
-    opened = [file for file in found if isinstance(file, _Opened)]
+    opened = [file for file in found if isinstance(file, Opened)]
     splits = _survey(opened, unreadable, scratch)
     if len(unreadable) == len(files):
         raise SourceError(
@@ -99,7 +99,7 @@ def read_split(split: Split, config: SourceConfig) -> Iterator[DocumentBatch]:
     superseded = np.array(split.superseded, np.int64)
     with _reopened(split, config) as (reader, columns):
         row = split.first_row
-        for batch in _rows(reader, split, columns.all, size):
+        for batch in split_rows(reader, split, columns.all, size):
             with reading(f"rows {row} to {row + batch.num_rows - 1} of {shown(split.uri)}"):
                 documents = to_documents(batch, row, columns, superseded, shown(split.uri))
             row += batch.num_rows
@@ -115,7 +115,7 @@ def read_named(split: Split, config: SourceConfig) -> Iterator[list[tuple[str, s
     with _reopened(split, config) as (reader, columns):
         names = tuple(dict.fromkeys(filter(None, (*columns.key, columns.operation))))
         row = split.first_row
-        for batch in _rows(reader, split, names, _KEY_SIZE):
+        for batch in split_rows(reader, split, names, KEY_SIZE):
             with reading(f"rows from {row} of {shown(split.uri)}"):
                 found = named(batch, row, columns, superseded)
             row += batch.num_rows
@@ -147,8 +147,8 @@ def _split_id(file: File, format: str, start: int, stop: int) -> str:
     return hashlib.blake2b(key.encode(), digest_size=8).hexdigest()
 
 
-def _open(file: File, config: SourceConfig) -> _Opened | Unreadable:
-    """Read a file's schema and parts; a UsageError about its columns is for the caller."""
+def open_parts(file: File, config: SourceConfig) -> Opened | Unreadable:
+    """A file with its schema and splits, without `superseded`; a UsageError about its columns is for the caller."""
     try:
         format = recognise(file.uri, config.format)
         reader = open_file(file.uri, format)
@@ -167,7 +167,7 @@ def _open(file: File, config: SourceConfig) -> _Opened | Unreadable:
             Split(name, file.uri, format, part.start, part.stop, row, part.rows, partitions=file.partitions)
         )
         row += part.rows or 0
-    return _Opened(file, columns, tuple(splits))
+    return Opened(file, columns, tuple(splits))
 
 
 def _schema(reader: Reader, partitions: Sequence[Partition]) -> pa.Schema:
@@ -181,7 +181,7 @@ def _constants(partitions: Sequence[Partition]) -> dict[str, Any]:
     return {name: pa.scalar(cast("Any", value)) for name, value in partitions}
 
 
-def _rows(reader: Reader, split: Split, names: Sequence[str], size: Size) -> Iterator[pa.RecordBatch]:
+def split_rows(reader: Reader, split: Split, names: Sequence[str], size: Size) -> Iterator[pa.RecordBatch]:
     """A split's rows with these columns, those of its path included."""
     constants = _constants(split.partitions)
     own = [name for name in names if name not in constants]
@@ -193,7 +193,7 @@ def _rows(reader: Reader, split: Split, names: Sequence[str], size: Size) -> Ite
         yield pa.record_batch(arrays, names=list(names))
 
 
-def _survey(opened: Sequence[_Opened], unreadable: list[Unreadable], scratch: Path) -> list[Split]:
+def _survey(opened: Sequence[Opened], unreadable: list[Unreadable], scratch: Path) -> list[Split]:
     """Count every split's rows and find the duplicates; empty splits are dropped.
 
     A file that turns out to be damaged is moved to `unreadable`, and its rows take no part.
@@ -225,7 +225,7 @@ def _survey(opened: Sequence[_Opened], unreadable: list[Unreadable], scratch: Pa
     return _with_superseded(counted, lost)
 
 
-def _count(file: _Opened, position: int, out: BinaryIO) -> list[Split]:
+def _count(file: Opened, position: int, out: BinaryIO) -> list[Split]:
     """Write a file's keys; `position` is the number of its first row in the whole source."""
     counted: list[Split] = []
     if not file.splits:
@@ -234,7 +234,7 @@ def _count(file: _Opened, position: int, out: BinaryIO) -> list[Split]:
     try:
         for split in file.splits:
             rows = 0
-            for batch in _rows(reader, split, file.columns.key, _KEY_SIZE):
+            for batch in split_rows(reader, split, file.columns.key, KEY_SIZE):
                 with reading(f"rows from {split.first_row + rows} of {shown(split.uri)}"):
                     findings = Findings(batch.num_rows)
                     keys = read_keys(batch, file.columns, findings)

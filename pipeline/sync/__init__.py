@@ -1,6 +1,7 @@
 """What is already done, and what is still to be done.
 
 ledger     which splits of an unfinished run are committed
+journal    what a run without an end says of itself
 history    what the ledgers tell of runs, past and present
 rejected   the dead-letter file
 traces     what files say of single documents, and its removal
@@ -9,6 +10,7 @@ buckets    two sides of any size, compared in bounded memory
 
 from pipeline.sync.buckets import COUNT, KEY, KEYS, Buckets, absent, ids_of, key_of, keys_of
 from pipeline.sync.history import Run, runs
+from pipeline.sync.journal import Journal
 from pipeline.sync.ledger import Header, Ledger, now, plan_hash
 from pipeline.sync.rejected import write_rejected
 from pipeline.sync.traces import count_traces, remove_traces, trace_files
@@ -19,6 +21,7 @@ __all__ = [
     "KEYS",
     "Buckets",
     "Header",
+    "Journal",
     "Ledger",
     "Run",
     "absent",

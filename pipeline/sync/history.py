@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ class Run:
     `state`: "lost" is a run whose process is gone without a last word: started again, it resumes; "elsewhere" one
     of another machine that has not ended. `committed` counts what is in the ledger, over all attempts; `last_at` is
     when the ledger was last written. `summary` is that of the last attempt that came to an end, `error` what ended the
-    last one before it came to one.
+    last one before it came to one. `watermark`, of a run without an end: what its source held then is searchable.
     """
 
     header: Header
@@ -36,6 +36,7 @@ class Run:
     last_at: str
     summary: dict[str, Any] | None
     error: str
+    watermark: str = ""
 
     def as_dict(self) -> dict[str, Any]:
         """The run as JSON values; the header's at the top level."""
@@ -44,7 +45,7 @@ class Run:
         return {**values.pop("header"), **values}
 
 
-def runs(folders: Iterator[Path] | list[Path]) -> list[Run]:
+def runs(folders: Iterable[Path]) -> list[Run]:
     """The runs whose ledgers lie in these folders, the one that was written to last first.
 
     What is no ledger, or cannot be read, is left out with a warning.
@@ -65,7 +66,7 @@ def _read_safely(file: Path) -> Run | None:
 def _read(file: Path) -> Run | None:
     header: Header | None = None
     committed: dict[str, Counts] = {}  # after a take-over two processes may have committed the same split
-    attempts, last_at, error = 0, "", ""
+    attempts, last_at, error, watermark = 0, "", "", ""
     owner: Owner | None = None
     summary: dict[str, Any] | None = None
     over = False
@@ -79,6 +80,9 @@ def _read(file: Path) -> Run | None:
         elif "ended" in values:
             ended = values["ended"]
             summary, error, over = ended.get("summary", summary), ended.get("error", ""), True
+        elif "watched" in values:
+            committed["watched"] = Counts(**values["watched"]["counts"])
+            watermark = values["watched"]["watermark"]
         elif "split" in values:
             committed[values["split"]] = Counts(**values["counts"])
     if header is None:
@@ -86,7 +90,8 @@ def _read(file: Path) -> Run | None:
     state: State = "failed" if error else _state(owner, summary if over else None)
     counts = sum(committed.values(), Counts())
     at = last_at or header.began
-    return Run(header, state, attempts, str(owner or ""), len(committed), counts, at, summary, error)
+    process, splits = str(owner or ""), len(committed) if header.splits else 0
+    return Run(header, state, attempts, process, splits, counts, at, summary, error, watermark)
 
 
 def _state(owner: Owner | None, summary: dict[str, Any] | None) -> State:

@@ -45,6 +45,7 @@ class Header:
     splits: int
     documents: int | None
     began: str
+    store: str = ""
 
 
 Finished = tuple[dict[str, Any], str]
@@ -77,7 +78,7 @@ class Ledger:
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            ledger = cls._resume(_file(folder, plan.run or last_run), plan, last_run)
+            ledger = cls._resume(run_file(folder, plan.run or last_run), plan, last_run)
             if ledger is None:  # one without a commit is false
                 ledger = cls._begin(folder, plan)
             if ledger.finished is None:
@@ -93,16 +94,14 @@ class Ledger:
     @classmethod
     def _begin(cls, folder: Path, plan: Header) -> Self:
         run_id = plan.run or uuid.uuid4().hex[:12]
-        file = _file(folder, run_id)
+        file = run_file(folder, run_id)
         fresh = file.with_suffix(".new")
         with fresh.open("wb") as out:
-            out.write(_line(asdict(replace(plan, run=run_id))))
+            out.write(line(asdict(replace(plan, run=run_id))))
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(file)
-        for old in sorted(folder.glob("run-*.jsonl"), key=lambda old: old.stat().st_mtime)[:-KEPT]:
-            old.unlink()
-            _dead_letter(old).unlink(missing_ok=True)
+        prune(folder)
         _sync_folder(folder)
         return cls(file, run_id, {}, None)
 
@@ -143,7 +142,7 @@ class Ledger:
             for split, ack in acks:
                 key = split_key(split)
                 self._done[key] = out.tell()
-                out.write(_line({**ack.as_dict(), "split": key, "at": now()}))
+                out.write(line({**ack.as_dict(), "split": key, "at": now()}))
             out.flush()
             os.fsync(out.fileno())
 
@@ -159,11 +158,11 @@ class Ledger:
     @property
     def dead_letter(self) -> Path:
         """Where the run lists what it rejected."""
-        return _dead_letter(self.file)
+        return dead_letter_of(self.file)
 
     def _append(self, entry: dict[str, Any]) -> None:
         with self.file.open("ab") as out:
-            out.write(_line(entry))
+            out.write(line(entry))
             out.flush()
             os.fsync(out.fileno())
 
@@ -193,7 +192,8 @@ def plan_hash(*parts: Any) -> str:  # noqa: ANN401 - any JSON values
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=asdict).encode()).hexdigest()
 
 
-def _line(entry: dict[str, Any]) -> bytes:
+def line(entry: dict[str, Any]) -> bytes:
+    """An entry as a ledger holds it."""
     return json.dumps(entry, ensure_ascii=True, separators=(",", ":")).encode() + b"\n"
 
 
@@ -227,12 +227,21 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _file(folder: Path, run_id: str) -> Path:
+def run_file(folder: Path, run_id: str) -> Path:
+    """The ledger of a run."""
     return folder / f"run-{run_id}.jsonl"
 
 
-def _dead_letter(file: Path) -> Path:
+def dead_letter_of(file: Path) -> Path:
+    """Where the run of this ledger lists what it rejected."""
     return file.with_name(f"rejected-{file.stem.removeprefix('run-')}.parquet")
+
+
+def prune(folder: Path) -> None:
+    """Keep the newest ledgers of a collection, and their lists of rejected documents."""
+    for old in sorted(folder.glob("run-*.jsonl"), key=lambda old: old.stat().st_mtime)[:-KEPT]:
+        old.unlink()
+        dead_letter_of(old).unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:
