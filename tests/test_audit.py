@@ -193,15 +193,17 @@ def test_what_was_deleted_later_or_forgotten_is_not_missing(to, source):
     assert (left.clean, left.stored) == (True, 18)
 
 
-def test_a_damaged_collection_is_repaired_in_spite_of_an_unfinished_run(to, source):
-    file = source(ROWS)
-    stop = runs.threading.Event()
-    runs.ingest(str(file), to, LocalExecutor(), stop, lambda state: state.documents and stop.set())
+def test_a_repair_resumes_no_run_that_remembers_as_done_what_is_damaged(to, source):
+    def alone(**values):
+        return to.model_copy(update={"source": to.source.model_copy(update=values)})
+
+    runs.run(source(ROWS), to)
+    file = source(ROWS[9:])
+    assert runs.run(file, alone(snapshot=True)).refused  # unfinished, with all of its splits committed
     with Inside(to) as inside:
-        inside.delete("doc-0", *range(9))  # its split is committed
-    _, left = repair(str(file), to, LocalExecutor, runs.threading.Event())
-    assert left.clean
-    assert left.stored == 20
+        inside.delete("doc-15", *range(9))
+    _, left = repair(str(file), alone(max_deletes="100%"), LocalExecutor, runs.threading.Event())
+    assert (left.clean, left.stored) == (True, 11)
 
 
 def test_without_a_whole_source_or_a_collection_there_is_no_audit(to, source, tmp_path):
