@@ -133,6 +133,21 @@ def test_metadata_too_large_for_the_store_leave_what_was_there(store):
     assert [after[id] for id in ids] == [before[id] for id in ids]
 
 
+@pytest.mark.parametrize("store", ["grpc", "rest"], indirect=True)
+def test_a_server_s_limit_is_known_before_anything_is_overwritten(store, monkeypatch):
+    monkeypatch.setattr("pipeline.stores.server.MAX_REQUEST_BYTES", 2000)
+    rows = Row(A, ("river", "stone"), 1, 3), Row(B, ("river",), 1, 3)
+    histories.index(store, Run(rows, 9, 1, None, True), True)
+    before = histories.contents(store)
+    large = Row(A, ("light", "stone" * 500), 1, 4), Row(B, ("light",), 1, 4)
+    counts = histories.index(store, Run(large, 9, 1, None, True), True)
+    assert (counts.indexed, counts.rejected, counts.points_removed) == (1, 1, 0)
+    assert flag(store) == "too_large"
+    histories.index(store, Run(rows[:1], 9, 1, None, True), True)
+    ids = [point_id(*A, n) for n in range(2)]
+    assert [histories.contents(store)[id] for id in ids] == [before[id] for id in ids]
+
+
 @pytest.mark.parametrize("whole", [True, False])
 def test_at_every_moment_what_is_gone_has_a_tombstone(whole):
     crash, crashed = 0, True
