@@ -212,23 +212,26 @@ def _examine(
         documents.add(rows)
     heads, points = Buckets(scratch / "heads", HEAD), Buckets(scratch / "points", POINT)
     foreign = 0
-    seen = 0
     for page in scan_points(store, physical, scope(settings.source)):
-        ours = [(id, payload[OURS]) for id, payload in page if OURS in payload]
-        foreign += len(page) - len(ours)
-        seen += len(ours)
-        placed = [_point(id, fields) for id, fields in ours]
-        points.add(np.array(placed, POINT))
-        found = [
-            _head(id, fields, version)
-            for (id, fields), (*_, index) in zip(ours, placed, strict=True)
-            if not index
-        ]
-        heads.add(np.array(found, HEAD))
-        observe(Progress("reading the store", seen))
+        foreign += _deal(page, version, heads, points)
+        observe(Progress("reading the store", len(points)))
     yield Finding(Audit(foreign=foreign), [], [])
     for number in range(COUNT):
         yield compare(*(side.read(number) for side in (present, documents, heads, points)))
+
+
+def _deal(page: list[tuple[str, dict[str, Any]]], version: str, heads: Buckets, points: Buckets) -> int:
+    """Add a page of points, and the heads among them, to their buckets; returns how many points are not ours."""
+    ours = [(id, payload[OURS]) for id, payload in page if OURS in payload]
+    placed = [_point(id, fields) for id, fields in ours]
+    points.add(np.array(placed, POINT))
+    found = [
+        _head(id, fields, version)
+        for (id, fields), (*_, index) in zip(ours, placed, strict=True)
+        if not index
+    ]
+    heads.add(np.array(found, HEAD))
+    return len(page) - len(ours)
 
 
 def compare(

@@ -32,12 +32,17 @@ class Buckets:
         self._kind = kind
         self._waiting: list[NDArray[Any]] = []
         self._many = 0
+        self._added = 0
         folder.mkdir(parents=True)
+
+    def __len__(self) -> int:
+        return self._added
 
     def add(self, records: NDArray[Any]) -> None:
         """Add records, of this type."""
         self._waiting.append(records)
         self._many += len(records)
+        self._added += len(records)
         if self._many >= _WAITING:
             self._deal()
 
