@@ -5,8 +5,7 @@ HeadwaterError
 │   ├── StoreUnavailable      the store did not answer, or answered 5xx
 │   ├── StoreOverloaded       the store asked us to slow down (429); carries retry_after_s
 │   ├── LaneDied              a lane's process or node went away
-│   ├── CollectionHeld        another run works on the collection (exit code 0)
-│   └── LeaseLost             another run has taken the collection over
+│   └── CollectionHeld        another run works on the collection (exit code 0)
 └── TerminalError             the same call fails again: reported, never retried
     ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
     ├── SourceError           a source cannot be read
@@ -19,6 +18,7 @@ HeadwaterError
     │   ├── StoreFull         no space left
     │   └── PointTooLarge     one point is more than the store takes in a request; carries point_id
     ├── DeletesRefused        a snapshot lacks more documents than may be removed
+    ├── LeaseLost             another run has taken the collection over
     ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
     └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
 """
@@ -66,10 +66,6 @@ class LaneDied(TransientError):
 
 class CollectionHeld(TransientError):
     """Another run works on the collection: there is nothing for this one to do."""
-
-
-class LeaseLost(TransientError):
-    """Another run has taken the collection over; what was committed stands."""
 
 
 class TerminalError(HeadwaterError):
@@ -128,6 +124,10 @@ class PointTooLarge(StoreError):
 
 class DeletesRefused(TerminalError):
     """A snapshot lacks more documents than may be removed; none was."""
+
+
+class LeaseLost(TerminalError):
+    """Another run has taken the collection over; what was committed stands."""
 
 
 class CollectionMismatch(TerminalError):

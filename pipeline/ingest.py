@@ -22,7 +22,7 @@ from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, open_source
-from pipeline.stores import Lease, Store, Suppressions, collection, folder_of, hold
+from pipeline.stores import Lease, Store, Suppressions, collection, folder_of, guarded, hold
 from pipeline.summary import Summary
 from pipeline.sync import Header, Ledger, Run, now, plan_hash, runs, write_rejected
 
@@ -78,6 +78,7 @@ def ingest(
         observe(Progress("preparing the encoder"))
         spec, tokenizer = prepare_encoder(settings.encoder)
         job = open_job(store, settings, spec, make_chunker(settings, spec, tokenizer).version)
+        job = replace(job, lease=lease.token if lease else "")
         ledger = _open_ledger(source, job, store)
         if ledger.finished is not None:
             return Summary.of_finished(*ledger.finished)
@@ -115,7 +116,9 @@ def hold_collection(
         if held.purpose != purpose:
             raise
         raise CollectionHeld(held.got, "One run at a time", NOTHING_DONE) from held
-    return store, lease
+    if lease is None:
+        return store, None
+    return guarded(store, name, lease.token, settings.run.lease_s), lease
 
 
 @contextmanager

@@ -18,7 +18,7 @@ class Job:
     """What every lane of a run is given.
 
     `collection` is the physical collection behind the alias; `spec` is the encoder every lane must find; `run` names
-    the run once its ledger is open.
+    the run once its ledger is open; `lease` is the token of the lease under which lanes may write, "" without one.
     """
 
     settings: Settings
@@ -26,6 +26,7 @@ class Job:
     collection: str
     chunker_version: str
     run: str = ""
+    lease: str = ""
 
 
 def check_target(settings: Settings) -> None:

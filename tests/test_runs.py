@@ -31,14 +31,14 @@ class StopsAfter(LocalExecutor):
 
     def __init__(self, splits, stop):
         super().__init__()
-        self._left, self._stop = splits, stop
+        self._left, self._halt = splits, stop
 
     def run(self, job, splits, stop):
         for done in super().run(job, splits, stop):
             yield done
             self._left -= 1
             if not self._left:
-                self._stop()
+                self._halt()
 
 
 def interrupt(source, settings, after=3):
@@ -203,3 +203,42 @@ def test_a_folder_held_for_another_purpose_is_an_error(source, to, tmp_path):
     assert done.returncode == 1
     assert "search" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_was_stopped_past_its_lease_writes_nothing_over_the_next_one(
+    tiny_model, encoder_cache, qdrant, tmp_path
+):
+    """As when a machine freezes: SIGSTOP, another run with newer texts takes over and ends, SIGCONT."""
+    rows = documents.rows(600, most_words=80)
+    old = documents.write(tmp_path / "old.parquet", rows, row_group=5)
+    newer = [{**row, "text": f"Newer. {row['text']}"} for row in rows]
+    new = documents.write(tmp_path / "new.parquet", newer, row_group=50)
+
+    def command(source):
+        return [
+            "ingest", source, "--encoder", tiny_model, "--store", qdrant.grpc_url, "--collection", "frozen",
+            "--json", "--set", "run.commit_every_s=0", "--set", "chunking.max_tokens=48",
+            "--set", "run.lease_s=1.5", "--set", f"run.state={tmp_path}/state",
+        ]  # fmt: skip
+
+    frozen = runs.start(*command(old), cache=encoder_cache)
+    deadline = time.monotonic() + 60
+    while not any(b'"split":' in ledger.read_bytes() for ledger in tmp_path.glob("state/*/run-*.jsonl")):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    frozen.send_signal(signal.SIGSTOP)
+    following = runs.command(*command(new), cache=encoder_cache)
+    assert following.returncode == 0, following.stderr
+    store = open_store(StoreConfig(url=qdrant.grpc_url))
+    after = points.contents(store, "frozen")
+    frozen.send_signal(signal.SIGCONT)
+    _, err = frozen.communicate(timeout=60)
+    assert frozen.returncode == 1
+    assert "taken over" in err
+    points.assert_same(after, points.contents(store, "frozen"))
+    assert all(payload["text"].startswith("Newer") for payload, _ in after.values() if is_head(payload))
+    store.close()
+
+
+def is_head(payload):
+    return payload["headwater"]["chunk_index"] == 0

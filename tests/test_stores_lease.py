@@ -1,16 +1,17 @@
 import threading
 import time
+import uuid
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from qdrant_client import models
 
 from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, StoreUnavailable
 from pipeline.owner import Owner
-from pipeline.stores import Lease, hold, open_store
+from pipeline.stores import Lease, Points, guarded, hold, open_store
 from pipeline.stores import lease as leases
-from pipeline.stores.points import Points
 
 FAR = replace(Owner.here(), machine="another machine", host="far", pid=4)
 
@@ -172,3 +173,19 @@ def test_a_lease_of_another_form_is_an_error_that_says_what_to_do(damage):
     store.upsert(leases.LEASES, Points([leases._point("docs")], np.ones((1, 1), np.float32), [damaged]))
     with pytest.raises(StoreError, match="Delete collection"):
         Lease.take(store, "docs", "", 1.0, threading.Event())
+
+
+def test_a_writer_that_stalled_asks_before_it_writes_again(elsewhere):
+    store = open_store(StoreConfig(url="memory:"))
+    mine = Lease.take(store, "docs", "", 0.6, threading.Event())
+    store.create_collection("c", models.VectorParams(size=1, distance=models.Distance.DOT))
+    writer = guarded(store, "docs", mine.token, 0.6)
+    point = Points([str(uuid.uuid4())], np.ones((1, 1), np.float32), [{}])
+    writer.upsert("c", point)
+    time.sleep(0.3)
+    writer.upsert("c", point)  # asked, and still ours
+    Lease.take(store, "docs", "", 0.6, threading.Event())
+    with pytest.raises(LeaseLost, match="far"):
+        writer.delete("c", point.ids)
+    assert writer.count("c").count == 1
+    assert guarded(store, "docs", "", 0) is store

@@ -29,7 +29,7 @@ from pipeline.lane.tally import Tally
 from pipeline.lane.windows import Window, token_arrays
 from pipeline.lane.writing import SplitWriter
 from pipeline.schemas import Split, SplitAck
-from pipeline.stores import Store, Suppressions, Tombstones
+from pipeline.stores import Store, Suppressions, Tombstones, guarded
 
 log = logs.logger(__name__)
 
@@ -45,7 +45,8 @@ class Lane:
     def __init__(self, job: Job, encoder: Encoder, store: Store) -> None:
         self._job = job
         self._encoder = encoder
-        self._store = store
+        settings = job.settings
+        self._store = guarded(store, settings.store.collection, job.lease, settings.run.lease_s)
         self._chunker = make_chunker(job.settings, encoder.spec, encoder.tokenizer)
         self._sieve = Sieve(
             store,

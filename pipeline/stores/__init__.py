@@ -24,7 +24,7 @@ from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.heads import MARKS, Head, Key, read_heads
-from pipeline.stores.lease import Lease, hold
+from pipeline.stores.lease import Lease, guarded, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import Profile, profile_named
@@ -51,6 +51,7 @@ __all__ = [
     "Written",
     "count_held",
     "folder_of",
+    "guarded",
     "hold",
     "holders",
     "nearest",

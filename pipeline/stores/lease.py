@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from qdrant_client import models
@@ -31,6 +31,7 @@ LEASES = "headwater_leases"
 _BEATS = 5  # a lease moves so many times in the time after which it would be free, or more often:
 _BEAT_S = 3.0  # so that who looks on sees soon that a holder lives, however long that one may stall
 _STAMP = "stamp"
+_WRITES = ("upsert", "delete", "set_payload", "overwrite_payloads")
 
 log = logs.logger(__name__)
 
@@ -86,8 +87,13 @@ class Lease:
 
     @property
     def epoch(self) -> int:
-        """Greater than that of every earlier holder."""
+        """Greater than that of every earlier holder, until somebody deletes the leases."""
         return self._record.epoch
+
+    @property
+    def token(self) -> str:
+        """What tells this holder from all others."""
+        return self._record.token
 
     @classmethod
     def take(cls, store: Store, collection: str, run: str, lease_s: float, stop: threading.Event) -> Lease:
@@ -129,13 +135,7 @@ class Lease:
             swapped = _swap(self._store, self._record, following)
         if not swapped:
             found = _read(self._store, self._record.collection)
-            by = found.holder if found else None
-            self._lost = LeaseLost(
-                f"collection {self._record.collection!r} was taken over by {by or 'nobody we know'}: this run gave "
-                f"no sign of life for {self._record.lease_s:g} s",
-                "One run at a time",
-                "Run again when the other has ended; raise run.lease_s if this machine stalls so long",
-            )
+            self._lost = _lost(self._record.collection, found, self._record.lease_s)
         self.check()
         self._record = following
 
@@ -147,6 +147,42 @@ class Lease:
     def release(self) -> None:
         """Let the next run in at once; a lease already lost stays with its new holder."""
         _swap(self._store, self._record, replace(self._record, beat=self._record.beat + 1, holder=None))
+
+
+class Guarded:
+    """A store whose points are written only while a run holds its lease: for lanes, which outlive a paused driver.
+
+    What was checked less than a third of `lease_s` ago is taken for true, so a writer that stalls for longer asks
+    again before it writes: LeaseLost. A request that was under way when the writer stalled may still arrive.
+    """
+
+    def __init__(self, store: Store, collection: str, token: str, lease_s: float) -> None:
+        self._store = store
+        self._collection = collection
+        self._token = token
+        self._lease_s = lease_s
+        self._checked = time.monotonic()
+
+    def __getattr__(self, method: str) -> Any:  # noqa: ANN401 - as the method it stands for
+        if method.startswith("_"):
+            raise AttributeError(method)
+        if method in _WRITES:
+            self._check()
+        return getattr(self._store, method)
+
+    def _check(self) -> None:
+        now = time.monotonic()
+        if now - self._checked < self._lease_s / 3:
+            return
+        found = _read(self._store, self._collection)
+        if found is not None and found.token != self._token:
+            raise _lost(self._collection, found, self._lease_s)
+        self._checked = now
+
+
+def guarded(store: Store, collection: str, token: str, lease_s: float) -> Store:
+    """The store, guarded by the lease of this token; as it is where the run holds none."""
+    return cast(Store, Guarded(store, collection, token, lease_s)) if token else store
 
 
 @contextlib.contextmanager
@@ -182,6 +218,16 @@ def hold(
         heart.join()
         with contextlib.suppress(TransientError, StoreError):  # then it ends by itself, in lease_s seconds
             lease.release()
+
+
+def _lost(collection: str, found: Record | None, lease_s: float) -> LeaseLost:
+    by = found.holder if found else None
+    return LeaseLost(
+        f"collection {collection!r} was taken over by {by or 'nobody we know'}: this run gave no sign of life for "
+        f"{lease_s:g} s",
+        "One run at a time",
+        "Run again when the other has ended; raise run.lease_s if this machine stalls so long",
+    )
 
 
 def _pause(lease_s: float) -> float:

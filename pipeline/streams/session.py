@@ -144,6 +144,7 @@ def session(source: str, settings: Settings, executor: Executor, stop: threading
         store, lease = hold_collection(settings, executor, stop, stack)
         spec, tokenizer = prepare_encoder(settings.encoder)
         job = open_job(store, settings, spec, make_chunker(settings, spec, tokenizer).version)
+        job = replace(job, lease=lease.token if lease else "")
         held = Session(source, job, store, executor, stop)
         list(held.run([]))  # loads the encoder before the first document comes
         try:
