@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Literal
 
 import typer
@@ -31,14 +27,12 @@ from pipeline.cli.report import (
     say,
     stray,
 )
-from pipeline.config import Settings
+from pipeline.cli.running import counted, draining, executor_of, say_held, shown_of
 from pipeline.errors import CollectionHeld, UsageError
 from pipeline.evaluation import evaluate_retrieval, read_queries
 from pipeline.ingest import history
 from pipeline.job import check_target
-from pipeline.local import LocalExecutor
 from pipeline.search import Reader, Result
-from pipeline.summary import Summary
 
 app = typer.Typer(
     name="headwater",
@@ -106,19 +100,19 @@ def ingest(
     settings = options.settings(config, set, flags)
     try:
         # Ray prints the deaths of its workers to stdout, which belongs to the JSON.
-        with redirect_stdout(stray()), _draining() as stop, progress() as observe, _counted(settings):
-            summary = runs.ingest(source, settings, _executor(settings), stop, observe)
+        with redirect_stdout(stray()), draining() as stop, progress() as observe, counted(settings):
+            summary = runs.ingest(source, settings, executor_of(settings), stop, observe)
             if summary.exit_code in (0, 3):
                 metrics.record(metrics.FINISHED, time.time())
     except CollectionHeld as held:  # the other run does this one's work: no failure to wake anybody for
-        _say_held(held, json_out)
+        say_held(held, json_out)
         if stop.is_set():
             raise typer.Exit(130) from None
         return
     if json_out:
         print_json(summary.as_dict())
     elif not logs.as_json():
-        print_table(f"{source} → {settings.store.collection}", _shown(summary))
+        print_table(f"{source} → {settings.store.collection}", shown_of(summary))
     if summary.finished_at:
         say(f"run {summary.run} was finished at {summary.finished_at}: nothing was left to do")
     for failed in summary.failed:
@@ -153,15 +147,15 @@ def watch(
     flags |= {"watch.max_latency_s": max_latency, "source.max_deletes": max_deletes}
     settings = options.settings(config, set, flags)
     try:
-        with redirect_stdout(stray()), _draining() as stop, _counted(settings):
-            summary = streams.watch(source, settings, _executor(settings), stop)
+        with redirect_stdout(stray()), draining() as stop, counted(settings):
+            summary = streams.watch(source, settings, executor_of(settings), stop)
     except CollectionHeld as held:
-        _say_held(held, json_out)
+        say_held(held, json_out)
         return
     if json_out:
         print_json(summary.as_dict())
     elif not logs.as_json():
-        print_table(f"{source} → {settings.store.collection}", _shown(summary))
+        print_table(f"{source} → {settings.store.collection}", shown_of(summary))
     for failed in summary.failed:
         print_error(failed.message, "failed")
     if summary.refused:
@@ -192,9 +186,9 @@ def audit(
     """Compare a source with its collection, text by text and chunk by chunk. Exit code 4: they differ."""
     flags = _flags(id, text, template, encoder, store, collection) | {"source.max_deletes": max_deletes}
     settings = options.settings(config, set, flags)
-    with redirect_stdout(stray()), _draining() as stop, progress() as observe:
+    with redirect_stdout(stray()), draining() as stop, progress() as observe:
         if repair:
-            found, left = audits.repair(source, settings, lambda: _executor(settings), stop, observe)
+            found, left = audits.repair(source, settings, lambda: executor_of(settings), stop, observe)
         else:
             found = left = audits.audit(source, settings, observe)
     values = found.as_dict() | ({"left": left.as_dict()} if repair else {})
@@ -343,67 +337,6 @@ def _flags(
         "store.url": store,
         "store.collection": collection,
     }
-
-
-def _executor(settings: Settings) -> runs.Executor:
-    if settings.run.executor == "local":
-        return LocalExecutor()
-    from workers.executor import RayExecutor  # Ray takes seconds to import, and only this needs it
-
-    return RayExecutor(settings)
-
-
-def _counted(settings: Settings) -> AbstractContextManager[None]:
-    """Publish what this process counts; on Ray, the executor and the lanes give it to Ray."""
-    if settings.run.executor == "local":
-        return metrics.published(settings.run, settings.store.collection)
-    if settings.run.metrics_port or settings.run.metrics_file:
-        raise UsageError(
-            "run.metrics_port or run.metrics_file is set, and the run goes to Ray",
-            "On Ray, metrics are on the metrics endpoint of each of its machines",
-            "Scrape those, and set neither",
-        )
-    return nullcontext()
-
-
-@contextmanager
-def _draining() -> Iterator[threading.Event]:
-    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once."""
-    stop = threading.Event()
-
-    def drain(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say("stopping: finishing what is in flight; once more to stop at once")
-
-    before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _say_held(held: CollectionHeld, json_out: bool) -> None:
-    if json_out:
-        print_json({"held": held.got})
-    say(str(held))
-
-
-def _shown(summary: Summary) -> dict[str, object]:
-    """The summary as a person wants it: zeros of rare outcomes left out, with rates."""
-    counts = summary.counts
-    always = {"read", "indexed", "rejected", "chunks"}
-    shown: dict[str, object] = {
-        name: value for name, value in counts.as_dict().items() if value or name in always
-    }
-    shown["seconds"] = f"{summary.seconds:.1f}"
-    if counts.tokens > summary.earlier.tokens:
-        shown["tokens a second"] = f"{(counts.tokens - summary.earlier.tokens) / summary.seconds:,.0f}"
-    shown["collection"] = summary.collection
-    shown["encoder version"] = summary.encoder_version[:12]
-    return shown
 
 
 def _search_many(reader: Reader, queries: Path, limit: int, where: list[str], by_document: bool) -> None:

@@ -95,7 +95,7 @@ class DocumentWriter:
         return refused | self._patch(some, change)
 
     def _patch(self, documents: Mapping[Key, Head], change: Change) -> dict[Key, PointTooLarge]:
-        before = {key: self._payloads(key, head) for key, head in documents.items()}
+        before = self._payloads(documents)
         after = {
             key: {id: change(id, old) for id, old in payloads.items()} for key, payloads in before.items()
         }
@@ -112,15 +112,15 @@ class DocumentWriter:
                 self._overwrite({key: before[key] for key in refused})
                 return refused
 
-    def _payloads(self, key: Key, head: Head) -> dict[str, dict[str, Any]]:
-        """The payloads of a document's points by id."""
-        ids = [point_id(*key, index) for index in range(head.chunk_count)]
-        found = [
-            record
-            for start in range(0, len(ids), self._batch_points)
-            for record in self._store.retrieve(self._collection, ids[start : start + self._batch_points])
-        ]
-        return {str(record.id): record.payload or {} for record in found}
+    def _payloads(self, documents: Mapping[Key, Head]) -> dict[Key, dict[str, dict[str, Any]]]:
+        """The payloads of each document's points by id."""
+        owners = {point_id(*key, n): key for key, head in documents.items() for n in range(head.chunk_count)}
+        ids = list(owners)
+        payloads: dict[Key, dict[str, dict[str, Any]]] = {key: {} for key in documents}
+        for start in range(0, len(ids), self._batch_points):
+            for record in self._store.retrieve(self._collection, ids[start : start + self._batch_points]):
+                payloads[owners[str(record.id)]][str(record.id)] = record.payload or {}
+        return payloads
 
     def _overwrite(self, documents: Mapping[Key, Mapping[str, dict[str, Any]]]) -> None:
         """Give the points of documents these payloads, heads last."""
@@ -156,9 +156,8 @@ class DocumentWriter:
 
     def _upsert(self, points: Points, rows: list[int]) -> None:
         if rows:
-            for batch in points.take(rows).batches(self._batch_points):
-                with metrics.timed(metrics.UPSERT_SECONDS):
-                    self._store.upsert(self._collection, batch)
+            with metrics.timed(metrics.UPSERT_SECONDS):
+                self._store.upsert(self._collection, points.take(rows))  # which sends it in batches
 
     def _surplus(self, counts: Mapping[Key, int], stored: Mapping[Key, Head]) -> list[tuple[int, str]]:
         """(chunk index, id) of stored points at or past their document's count.

@@ -1,0 +1,80 @@
+"""What the commands share that run until they are done or stopped: `ingest` and `watch`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from types import FrameType
+
+from pipeline import metrics
+from pipeline.cli.report import print_json, say
+from pipeline.config import Settings
+from pipeline.errors import CollectionHeld, UsageError
+from pipeline.ingest import Executor
+from pipeline.local import LocalExecutor
+from pipeline.summary import Summary
+
+
+def executor_of(settings: Settings) -> Executor:
+    """What runs the splits, as `run.executor` says."""
+    if settings.run.executor == "local":
+        return LocalExecutor()
+    from workers.executor import RayExecutor  # Ray takes seconds to import, and only this needs it
+
+    return RayExecutor(settings)
+
+
+def counted(settings: Settings) -> AbstractContextManager[None]:
+    """Publish what this process counts; on Ray, the executor and the lanes give it to Ray."""
+    if settings.run.executor == "local":
+        return metrics.published(settings.run, settings.store.collection)
+    if settings.run.metrics_port or settings.run.metrics_file:
+        raise UsageError(
+            "run.metrics_port or run.metrics_file is set, and the run goes to Ray",
+            "On Ray, metrics are on the metrics endpoint of each of its machines",
+            "Scrape those, and set neither",
+        )
+    return nullcontext()
+
+
+@contextmanager
+def draining() -> Iterator[threading.Event]:
+    """An event that the first Ctrl-C or SIGTERM sets; the second one interrupts at once."""
+    stop = threading.Event()
+
+    def drain(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        say("stopping: finishing what is in flight; once more to stop at once")
+
+    before = {number: signal.signal(number, drain) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def say_held(held: CollectionHeld, json_out: bool) -> None:
+    """Say that another run is at work, as JSON too if that is wanted."""
+    if json_out:
+        print_json({"held": held.got})
+    say(str(held))
+
+
+def shown_of(summary: Summary) -> dict[str, object]:
+    """The summary as a person wants it: zeros of rare outcomes left out, with rates."""
+    counts = summary.counts
+    always = {"read", "indexed", "rejected", "chunks"}
+    shown: dict[str, object] = {
+        name: value for name, value in counts.as_dict().items() if value or name in always
+    }
+    shown["seconds"] = f"{summary.seconds:.1f}"
+    if counts.tokens > summary.earlier.tokens:
+        shown["tokens a second"] = f"{(counts.tokens - summary.earlier.tokens) / summary.seconds:,.0f}"
+    shown["collection"] = summary.collection
+    shown["encoder version"] = summary.encoder_version[:12]
+    return shown
