@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from pipeline import logs
+from pipeline import logs, metrics
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import prepare_encoder
@@ -97,6 +97,8 @@ def ingest(
                 lease.check()
             summary = _sum_up(source, job, ledger, book, stop, time.perf_counter() - began)
         ledger.end(summary.as_dict())
+        if summary.exit_code in (0, 3):
+            metrics.record(metrics.FINISHED, time.time())
         log.info("run_finished", **summary.as_dict())
         return summary
 

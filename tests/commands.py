@@ -8,9 +8,9 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import click
+import pytest
 import ray.scripts.scripts
 import typer
 
@@ -58,7 +58,11 @@ def check_environment(variables: Mapping[str, str]) -> int:
 
     Raises one of WRONG.
     """
-    with mock.patch.dict(os.environ, variables, clear=True):
+    with pytest.MonkeyPatch.context() as process:
+        for name in list(os.environ):
+            process.delenv(name)
+        for name, value in variables.items():
+            process.setenv(name, value)
         load()
     return sum(name.startswith("HEADWATER_") for name in variables)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,13 +12,12 @@ from rich.markup import escape
 from pipeline import audit as audits
 from pipeline import doctor as checks
 from pipeline import ingest as runs
-from pipeline import logs, metrics, streams
 from pipeline import plan as plans
+from pipeline import streams
 from pipeline.cli import options
 from pipeline.cli.forgetting import forget
 from pipeline.cli.report import (
     out,
-    print_error,
     print_json,
     print_runs,
     print_table,
@@ -27,7 +25,7 @@ from pipeline.cli.report import (
     say,
     stray,
 )
-from pipeline.cli.running import counted, draining, executor_of, say_held, shown_of
+from pipeline.cli.running import counted, draining, executor_of, report, say_held
 from pipeline.errors import CollectionHeld, UsageError
 from pipeline.evaluation import evaluate_retrieval, read_queries
 from pipeline.ingest import history
@@ -102,29 +100,12 @@ def ingest(
         # Ray prints the deaths of its workers to stdout, which belongs to the JSON.
         with redirect_stdout(stray()), draining() as stop, progress() as observe, counted(settings):
             summary = runs.ingest(source, settings, executor_of(settings), stop, observe)
-            if summary.exit_code in (0, 3):
-                metrics.record(metrics.FINISHED, time.time())
     except CollectionHeld as held:  # the other run does this one's work: no failure to wake anybody for
-        say_held(held, json_out)
-        if stop.is_set():
-            raise typer.Exit(130) from None
-        return
-    if json_out:
-        print_json(summary.as_dict())
-    elif not logs.as_json():
-        print_table(f"{source} → {settings.store.collection}", shown_of(summary))
-    if summary.finished_at:
-        say(f"run {summary.run} was finished at {summary.finished_at}: nothing was left to do")
-    for failed in summary.failed:
-        print_error(failed.message, "failed")
+        raise typer.Exit(say_held(held, stop, json_out)) from None
+    code = report(summary, f"{source} → {settings.store.collection}", json_out)
     if summary.failed and settings.source.snapshot:
         say("nothing was removed: only a source that is read to its end shows what it lacks")
-    if summary.refused:
-        print_error(summary.refused, "refused")
-    if summary.dead_letter:
-        say(f"{summary.counts.rejected} rejected documents are listed in {summary.dead_letter}")
-    if summary.exit_code:
-        raise typer.Exit(summary.exit_code)
+    raise typer.Exit(code)
 
 
 @app.command()
@@ -150,20 +131,8 @@ def watch(
         with redirect_stdout(stray()), draining() as stop, counted(settings):
             summary = streams.watch(source, settings, executor_of(settings), stop)
     except CollectionHeld as held:
-        say_held(held, json_out)
-        return
-    if json_out:
-        print_json(summary.as_dict())
-    elif not logs.as_json():
-        print_table(f"{source} → {settings.store.collection}", shown_of(summary))
-    for failed in summary.failed:
-        print_error(failed.message, "failed")
-    if summary.refused:
-        print_error(summary.refused, "refused")
-    if summary.dead_letter:
-        say(f"rejected documents are listed in {summary.dead_letter}")
-    if summary.exit_code:
-        raise typer.Exit(summary.exit_code)
+        raise typer.Exit(say_held(held, stop, json_out)) from None
+    raise typer.Exit(report(summary, f"{source} → {settings.store.collection}", json_out))
 
 
 @app.command()

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 
-from pipeline import metrics
-from pipeline.cli.report import print_json, say
+from pipeline import logs, metrics
+from pipeline.cli.report import print_error, print_json, print_table, say
 from pipeline.config import Settings
 from pipeline.errors import CollectionHeld, UsageError
 from pipeline.ingest import Executor
@@ -58,14 +58,32 @@ def draining() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def say_held(held: CollectionHeld, json_out: bool) -> None:
-    """Say that another run is at work, as JSON too if that is wanted."""
+def say_held(held: CollectionHeld, stop: threading.Event, json_out: bool) -> int:
+    """Say that another run is at work; the exit code: 0, or 130 if the wait for it was interrupted."""
     if json_out:
         print_json({"held": held.got})
     say(str(held))
+    return 130 if stop.is_set() else 0
 
 
-def shown_of(summary: Summary) -> dict[str, object]:
+def report(summary: Summary, title: str, json_out: bool) -> int:
+    """Print what was done, and on stderr what was not; the exit code."""
+    if json_out:
+        print_json(summary.as_dict())
+    elif not logs.as_json():
+        print_table(title, _shown(summary))
+    if summary.finished_at:
+        say(f"run {summary.run} was finished at {summary.finished_at}: nothing was left to do")
+    for failed in summary.failed:
+        print_error(failed.message, "failed")
+    if summary.refused:
+        print_error(summary.refused, "refused")
+    if summary.dead_letter:
+        say(f"rejected documents are listed in {summary.dead_letter}")
+    return summary.exit_code
+
+
+def _shown(summary: Summary) -> dict[str, object]:
     """The summary as a person wants it: zeros of rare outcomes left out, with rates."""
     counts = summary.counts
     always = {"read", "indexed", "rejected", "chunks"}

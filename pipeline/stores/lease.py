@@ -23,6 +23,7 @@ from qdrant_client import models
 from pipeline import logs
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, TransientError
 from pipeline.owner import Owner
+from pipeline.stores.collection import make_beside
 from pipeline.stores.points import Points
 from pipeline.stores.store import Store
 
@@ -102,7 +103,7 @@ class Lease:
         Raises CollectionHeld where another run works on the collection, as far as was seen. After a crash the lease
         stays; the next taker finds the process gone, or waits for `lease_s` seconds without a sign of life.
         """
-        _make_leases(store)
+        make_beside(store, LEASES, {_STAMP})
         while True:
             found = _read(store, collection)
             if found and found.holder and not found.holder.gone() and _lives(store, found, stop):
@@ -131,7 +132,7 @@ class Lease:
         try:
             swapped = _swap(self._store, self._record, following)
         except StoreError:  # somebody may have deleted the leases
-            _make_leases(self._store)
+            make_beside(self._store, LEASES, {_STAMP})
             swapped = _swap(self._store, self._record, following)
         if not swapped:
             found = _read(self._store, self._record.collection)
@@ -285,13 +286,3 @@ def _read(store: Store, collection: str) -> Record | None:
 
 def _point(collection: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_URL, f"headwater-lease:{collection}"))
-
-
-def _make_leases(store: Store) -> None:
-    if not store.collection_exists(LEASES):
-        try:
-            store.create_collection(LEASES, models.VectorParams(size=1, distance=models.Distance.DOT))
-        except StoreError:
-            if not store.collection_exists(LEASES):  # else another run was quicker
-                raise
-    store.create_payload_index(LEASES, _STAMP, models.PayloadSchemaType.KEYWORD)

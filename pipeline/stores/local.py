@@ -20,7 +20,7 @@ from pipeline import logs
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
 from pipeline.stores.folder_lock import FolderLock, held_by_another
 from pipeline.stores.points import Points
-from pipeline.stores.store import VectorsConfig
+from pipeline.stores.store import VectorsConfig, payload_keys
 
 CATALOGUE = "meta.json"
 """Where qdrant-client keeps the collections, their metadata and the aliases."""
@@ -177,7 +177,7 @@ class LocalStore:
     ) -> list[models.Record]:
         with self._call():
             return self._client.retrieve(
-                collection_name, list(ids), with_payload=_keys(with_payload), with_vectors=with_vectors
+                collection_name, list(ids), with_payload=payload_keys(with_payload), with_vectors=with_vectors
             )
 
     def delete(self, collection_name: str, points_selector: Sequence[str] | models.Filter) -> None:
@@ -215,7 +215,7 @@ class LocalStore:
                 scroll_filter=scroll_filter,
                 limit=limit,
                 offset=offset,
-                with_payload=_keys(with_payload),
+                with_payload=payload_keys(with_payload),
                 with_vectors=with_vectors,
             )
         return found, None if following is None else str(following)
@@ -302,10 +302,6 @@ def _client(folder: Path) -> QdrantClient:
             "A folder that qdrant-client wrote",
             "Restore it from a backup, or choose another folder",
         ) from error
-
-
-def _keys(with_payload: bool | Sequence[str]) -> bool | list[str]:
-    return with_payload if isinstance(with_payload, bool) else list(with_payload)
 
 
 def _sync(path: Path) -> None:

@@ -29,7 +29,7 @@ from pipeline.stores.points import Points
 from pipeline.stores.server_client import server_client
 from pipeline.stores.server_errors import BatchTooLarge, server_error
 from pipeline.stores.server_points import grpc_request, json_bytes, ordering, rest_points
-from pipeline.stores.store import VectorsConfig
+from pipeline.stores.store import VectorsConfig, payload_keys
 
 MAX_REQUEST_BYTES = 16 << 20
 """A server takes 32 MiB over REST; half of it leaves room for what an estimate misses."""
@@ -187,7 +187,7 @@ class ServerStore:
         return self._call(
             f"retrieve {len(ids)} points of {collection_name!r}",
             lambda: self._client.retrieve(
-                collection_name, list(ids), with_payload=_keys(with_payload), with_vectors=with_vectors
+                collection_name, list(ids), with_payload=payload_keys(with_payload), with_vectors=with_vectors
             ),
         )
 
@@ -233,7 +233,7 @@ class ServerStore:
                 scroll_filter=scroll_filter,
                 limit=limit,
                 offset=offset,
-                with_payload=_keys(with_payload),
+                with_payload=payload_keys(with_payload),
                 with_vectors=with_vectors,
             ),
         )
@@ -379,7 +379,3 @@ def _pause(state: RetryCallState) -> float:
     if isinstance(error, StoreOverloaded) and error.retry_after_s > 0:
         return min(error.retry_after_s, _LONGEST_PAUSE_S)
     return _BACKOFF(state)
-
-
-def _keys(with_payload: bool | Sequence[str]) -> bool | list[str]:
-    return with_payload if isinstance(with_payload, bool) else list(with_payload)

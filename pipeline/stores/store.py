@@ -158,3 +158,8 @@ class Store(Protocol):
     def close(self) -> None:
         """Let go of the store; safe to repeat."""
         ...
+
+
+def payload_keys(with_payload: bool | Sequence[str]) -> bool | list[str]:
+    """Which payload is wanted, as qdrant-client takes it: all, nothing, or these keys."""
+    return with_payload if isinstance(with_payload, bool) else list(with_payload)
