@@ -24,6 +24,7 @@ from pipeline.stores import (
     Tombstones,
     Written,
     profile_named,
+    read_heads,
 )
 
 Rows = list[dict[str, Any]]
@@ -104,7 +105,8 @@ class SplitWriter:
                 row = next(row for row in rows if row["point_id"] == error.point_id)
                 lost.add(_key(row))
                 rejected.append(self._reject(row, "store", "too_large", str(error)))
-                removed += self._writer.delete([_key(row)], {})
+                begun = read_heads(self._store, self._collection, [_key(row)])
+                removed += self._writer.delete(list(begun), begun)
                 self._stored.pop(_key(row), None)
             else:
                 return Written(written.points, written.documents, written.removed + removed), len(points)

@@ -1,7 +1,8 @@
 """Heads: what a document's first point says of the document as it is stored.
 
-A head is written after everything else of its document, and marked `writing` before anything of it changes. So an
-unmarked head vouches for the whole document: all its chunks are there, none too many, as its hashes say.
+A head is marked `writing` before anything of its document changes, that of a new document from its first moment on,
+and written without the mark after everything else. So an unmarked head vouches for the whole document: all its chunks
+are there, none too many, as its hashes say. And no chunk is there without a head.
 """
 
 from __future__ import annotations

@@ -1,19 +1,20 @@
 """The write protocol: an unmarked head vouches for its whole document (see heads.py).
 
-    mark the heads of documents that are stored and will change
+    mark the heads of documents that are stored and will change; write those of new documents, marked
     write all chunks but heads
     remove chunks past the new end
     write the heads, which takes the mark away
 
-So a document is found as it was, as it should be, or marked. A run that died can be run again, over the same source
-or a later one: ids are deterministic, what was written is written over, and what should not be there is computed from
-an unmarked head, and else found by asking the store, never by remembering.
+So a document is found as it was, as it should be, or marked, and where no head is there is nothing of it. A run that
+died can be run again, over the same source or a later one: ids are deterministic, what was written is written over,
+and what should not be there is computed from an unmarked head, or found by asking the store about a marked one, never
+by remembering.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qdrant_client import models
@@ -72,6 +73,7 @@ class DocumentWriter:
         rest: list[int] = []
         for row, payload in enumerate(points.payloads):
             (rest if payload[OURS]["chunk_index"] else heads).append(row)
+        self._begin(points.take([row for row in heads if _is_new(points.payloads[row], stored)]))
         self._upsert(points, rest)
         removed = self._delete(self._surplus(counts, stored))
         self._upsert(points, heads)
@@ -154,6 +156,11 @@ class DocumentWriter:
             some = ids[start : start + _PAGE]
             self._store.set_payload(self._collection, {WRITING: True}, some, key=OURS)
 
+    def _begin(self, heads: Points) -> None:
+        """Write heads of new documents, marked, so that whoever finds a chunk finds a head."""
+        marked = [payload | {OURS: payload[OURS] | {WRITING: True}} for payload in heads.payloads]
+        self._upsert(replace(heads, payloads=marked), list(range(len(heads))))
+
     def _upsert(self, points: Points, rows: list[int]) -> None:
         if rows:
             with metrics.timed(metrics.UPSERT_SECONDS):
@@ -162,16 +169,17 @@ class DocumentWriter:
     def _surplus(self, counts: Mapping[Key, int], stored: Mapping[Key, Head]) -> list[tuple[int, str]]:
         """(chunk index, id) of stored points at or past their document's count.
 
-        Where no head vouches for a document the store is asked: a run that died while a document grew has left
+        The store is asked about a document whose head is marked: a run that died while the document grew has left
         chunks that no head counts.
         """
-        vouched = {key: stored[key] for key in counts if key in stored and not stored[key].writing}
-        known = [
+        known = {key: stored[key] for key in counts if key in stored}
+        counted = [
             (index, point_id(*key, index))
-            for key, head in vouched.items()
+            for key, head in known.items()
+            if not head.writing
             for index in range(counts[key], head.chunk_count)
         ]
-        return [*known, *self._ask({key: count for key, count in counts.items() if key not in vouched})]
+        return [*counted, *self._ask({key: counts[key] for key, head in known.items() if head.writing})]
 
     def _ask(self, counts: Mapping[Key, int]) -> Iterator[tuple[int, str]]:
         keys = list(counts)
@@ -179,10 +187,9 @@ class DocumentWriter:
             some = keys[start : start + _DOCUMENTS_PER_FILTER]
             least = min(counts[key] for key in some)
             for record in self._scroll(_chunks_of(some, least)):
-                ours = record.payload[OURS]
-                index = ours["chunk_index"]
+                index = record.payload[OURS]["chunk_index"]
                 # The filter names namespaces and ids apart, so it also finds other pairs of them.
-                if index >= counts.get((ours["namespace"], ours["document_id"]), index + 1):
+                if index >= counts.get(_document(record.payload), index + 1):
                     yield index, str(record.id)
 
     def _scroll(self, where: models.Filter) -> Iterator[Any]:
@@ -203,13 +210,21 @@ class DocumentWriter:
         return len(ids)
 
 
+def _document(payload: Mapping[str, Any]) -> Key:
+    return payload[OURS]["namespace"], payload[OURS]["document_id"]
+
+
+def _is_new(head: Mapping[str, Any], stored: Mapping[Key, Head]) -> bool:
+    """Whether the document of this first point is not stored, and will be in more than one write."""
+    return head[OURS]["chunk_count"] > 1 and _document(head) not in stored
+
+
 def _documents(points: Points) -> dict[Key, int]:
     """The chunk count of each document; raise BrokenInvariant unless all are whole and in order."""
     counts: dict[Key, int] = {}
     expected = 0
     for payload in points.payloads:
-        ours = payload[OURS]
-        key = (ours["namespace"], ours["document_id"])
+        ours, key = payload[OURS], _document(payload)
         index, count = ours["chunk_index"], ours["chunk_count"]
         if index != expected or not index < count or (index == 0) == (key in counts):
             raise BrokenInvariant(
