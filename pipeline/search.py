@@ -17,6 +17,8 @@ from pipeline.config import DEFAULT_ENCODER, EncoderConfig, StoreConfig
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import CollectionMismatch, EncoderError
 from pipeline.stores import (
+    DOCUMENT_ID,
+    NAMESPACE,
     Filter,
     Hit,
     Profile,
@@ -30,7 +32,7 @@ from pipeline.stores import (
 )
 from pipeline.versions import Contract
 
-_DOCUMENT = ["headwater.namespace", "headwater.document_id"]
+_DOCUMENT = [NAMESPACE, DOCUMENT_ID]
 _PAGE = 256  # points retrieved by id in one request
 
 

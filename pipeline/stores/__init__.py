@@ -27,7 +27,7 @@ from pipeline.stores.heads import MARKS, Head, Key, read_heads
 from pipeline.stores.lease import Lease, guarded, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
-from pipeline.stores.profiles import Profile, profile_named
+from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
 from pipeline.stores.scan import scan_heads, scan_points
 from pipeline.stores.store import Store
 from pipeline.stores.suppressions import Subject, Suppressions
@@ -35,7 +35,9 @@ from pipeline.stores.tombstones import Tombstones
 from pipeline.stores.writer import DocumentWriter, Written
 
 __all__ = [
+    "DOCUMENT_ID",
     "MARKS",
+    "NAMESPACE",
     "DocumentWriter",
     "Filter",
     "Head",

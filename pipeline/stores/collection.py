@@ -11,13 +11,13 @@ from qdrant_client import models
 
 from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import CollectionMismatch, StoreError, UsageError
-from pipeline.stores.profiles import profile_named
+from pipeline.stores.profiles import CHUNK_INDEX, DOCUMENT_ID, NAMESPACE, profile_named
 from pipeline.stores.store import Store
 
 OUR_INDEXES = {
-    "headwater.document_id": models.PayloadSchemaType.KEYWORD,
-    "headwater.namespace": models.PayloadSchemaType.KEYWORD,
-    "headwater.chunk_index": models.PayloadSchemaType.INTEGER,
+    DOCUMENT_ID: models.PayloadSchemaType.KEYWORD,
+    NAMESPACE: models.PayloadSchemaType.KEYWORD,
+    CHUNK_INDEX: models.PayloadSchemaType.INTEGER,
 }
 """What the write protocol and deletes filter on; a server in strict mode refuses filters without an index."""
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from qdrant_client import models
 
 from pipeline.errors import UsageError
-from pipeline.stores.profiles import OURS, Profile, profile_named
+from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
 
 Filter = models.Filter
 
@@ -19,7 +19,7 @@ _EXAMPLES = (
     "lang=en, lang!=en, lang=en|de, year>=2000, year<2010, draft=true, document_id=42, "
     'or a Qdrant filter as JSON: {"must": [{"key": "metadata.lang", "match": {"value": "en"}}]}'
 )
-_OURS = {"document_id": f"{OURS}.document_id", "namespace": f"{OURS}.namespace"}
+_OURS = {"document_id": DOCUMENT_ID, "namespace": NAMESPACE}
 _PLAIN = profile_named("plain")
 _CONDITION = re.compile(
     r"\s*(?P<key>[^<>=!\s][^<>=!]*?)\s*(?P<operator>>=|<=|!=|==|>|<|=)\s*(?P<value>.*?)\s*", re.S

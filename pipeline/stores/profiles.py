@@ -27,6 +27,11 @@ from pipeline.errors import CollectionMismatch, UsageError
 OURS = "headwater"
 """The key of our own fields: which chunk of which document, where in its text, and the version of its encoder."""
 
+NAMESPACE = f"{OURS}.namespace"
+DOCUMENT_ID = f"{OURS}.document_id"
+CHUNK_INDEX = f"{OURS}.chunk_index"
+"""Payload paths of the fields that filters name."""
+
 
 @dataclass(frozen=True)
 class Profile:

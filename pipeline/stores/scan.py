@@ -7,7 +7,7 @@ from typing import Any
 
 from qdrant_client import models
 
-from pipeline.stores.profiles import OURS
+from pipeline.stores.profiles import CHUNK_INDEX, NAMESPACE, OURS
 from pipeline.stores.store import Store
 
 _PAGE = 1000
@@ -15,7 +15,7 @@ _PAGE = 1000
 
 def scan_heads(store: Store, collection_name: str, namespace: str | None) -> Iterator[list[str]]:
     """The ids of the heads of a namespace's documents, or (None) of all documents."""
-    head = models.FieldCondition(key=f"{OURS}.chunk_index", match=models.MatchValue(value=0))
+    head = models.FieldCondition(key=CHUNK_INDEX, match=models.MatchValue(value=0))
     where = models.Filter(must=[head, *_of(namespace)])
     for records in _pages(store, collection_name, where, []):
         yield [str(record.id) for record in records]
@@ -37,7 +37,7 @@ def scan_points(
 def _of(namespace: str | None) -> list[models.Condition]:
     if namespace is None:
         return []
-    return [models.FieldCondition(key=f"{OURS}.namespace", match=models.MatchValue(value=namespace))]
+    return [models.FieldCondition(key=NAMESPACE, match=models.MatchValue(value=namespace))]
 
 
 def _pages(

@@ -24,10 +24,10 @@ from pipeline.errors import BrokenInvariant, PointTooLarge
 from pipeline.schemas import point_id
 from pipeline.stores.heads import REJECTED, WRITING, Head, Key
 from pipeline.stores.points import Points
-from pipeline.stores.profiles import OURS
+from pipeline.stores.profiles import CHUNK_INDEX, DOCUMENT_ID, NAMESPACE, OURS
 from pipeline.stores.store import Store
 
-_KEYS = ["headwater.namespace", "headwater.document_id", "headwater.chunk_index"]
+_KEYS = [NAMESPACE, DOCUMENT_ID, CHUNK_INDEX]
 _PAGE = 1000
 # Documents asked for in one filter; servers and the engine slow down on filters of many thousand values.
 _DOCUMENTS_PER_FILTER = 500
@@ -249,8 +249,8 @@ def _chunks_of(documents: Sequence[Key], first: int) -> models.Filter:
     ids = sorted({document_id for _, document_id in documents})
     return models.Filter(
         must=[
-            models.FieldCondition(key="headwater.document_id", match=models.MatchAny(any=ids)),
-            models.FieldCondition(key="headwater.namespace", match=models.MatchAny(any=namespaces)),
-            models.FieldCondition(key="headwater.chunk_index", range=models.Range(gte=first)),
+            models.FieldCondition(key=DOCUMENT_ID, match=models.MatchAny(any=ids)),
+            models.FieldCondition(key=NAMESPACE, match=models.MatchAny(any=namespaces)),
+            models.FieldCondition(key=CHUNK_INDEX, range=models.Range(gte=first)),
         ]
     )
