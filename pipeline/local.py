@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
-from pipeline import logs, metrics
 from pipeline.config import StoreConfig
 from pipeline.errors import TransientError
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, open_store
-
-log = logs.logger(__name__)
-
-CREDITS = 2  # splits a lane holds: one that encodes, one that begins or ends
+from pipeline.work import CREDITS, Work
 
 
 class LocalExecutor:
@@ -41,14 +36,13 @@ class LocalExecutor:
         A lane that came to the end of its splits runs those of the next call, too.
         """
         lane = self._open_lane(job)
-        waiting = deque(splits)
-        tried: Counter[str] = Counter()
+        work = Work(splits, job.settings.run.split_attempts)
         running: dict[Future[SplitAck], Split] = {}
         with ThreadPoolExecutor(CREDITS, thread_name_prefix="lane") as threads:
             try:
                 while True:
-                    while len(running) < CREDITS and waiting and not stop.is_set():
-                        split = waiting.popleft()
+                    while len(running) < CREDITS and not stop.is_set() and (taken := work.take(not running)):
+                        split, _ = taken
                         running[threads.submit(lane.run_split, split)] = split
                     if not running:
                         return
@@ -56,16 +50,9 @@ class LocalExecutor:
                     if stop.is_set():
                         self._stop(lane)
                     for future in done:
-                        split = running.pop(future)
-                        tried[split.id] += 1
-                        error = future.exception()
-                        if (
-                            isinstance(error, TransientError)
-                            and tried[split.id] < job.settings.run.split_attempts
-                        ):
-                            metrics.record(metrics.RETRIES, 1, type(error).__name__)
-                            log.warning("split_retried", split=split.id, error=str(error))
-                            waiting.appendleft(split)
+                        split, error = running.pop(future), future.exception()
+                        if isinstance(error, TransientError):
+                            work.failed(split, error)
                         else:
                             yield split, future.result()
             finally:

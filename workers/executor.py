@@ -1,4 +1,4 @@
-"""The Ray executor: which split runs next, how often it is tried, and when a run gives up.
+"""The Ray executor: hands splits to lanes on a cluster, and decides when a run gives up.
 
 The driver sees splits and trailers only, so one driver feeds any number of GPUs.
 """
@@ -6,75 +6,23 @@ The driver sees splits and trailers only, so one driver feeds any number of GPUs
 from __future__ import annotations
 
 import threading
-from collections import Counter, deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 
 import ray
 
-from pipeline import logs, metrics
+from pipeline import metrics
 from pipeline.config import Settings, StoreConfig
 from pipeline.errors import LaneDied
 from pipeline.job import Job
-from pipeline.schemas import Counts, Split, SplitAck
+from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, folder_of, open_store
+from pipeline.work import Work
 from workers.actors import Place
 from workers.cluster import connect, nodes, share, with_threads
 from workers.metrics import RaySink
 from workers.pool import Done, Failed, Lost, Pool
 from workers.store import RemoteStore, open_remote
-
-log = logs.logger(__name__)
-
-
-class Work:
-    """The splits that are still to run, and how often each was tried.
-
-    Splits that were together on a lane when it died run again last, each alone on a lane: only a death it was alone
-    with counts against a split, so one that kills lanes takes no other with it.
-    """
-
-    def __init__(self, splits: Sequence[Split], attempts: int) -> None:
-        self._waiting = deque(splits)
-        self._suspects: deque[Split] = deque()
-        self._tried: Counter[str] = Counter()
-        self._attempts = attempts
-
-    def __len__(self) -> int:
-        return len(self._waiting) + len(self._suspects)
-
-    def take(self, empty: bool) -> tuple[Split, bool] | None:
-        """The next split for a lane that is empty or not, and whether it must run alone there."""
-        if self._waiting:
-            return self._waiting.popleft(), False
-        return (self._suspects.popleft(), True) if empty and self._suspects else None
-
-    def clear(self) -> None:
-        """Forget all that has not begun."""
-        self._waiting.clear()
-        self._suspects.clear()
-
-    def failed(self, failed: Failed) -> None:
-        """Put a split back; raise its error if that was the last attempt."""
-        self._tried[failed.split.id] += 1
-        if self._tried[failed.split.id] >= self._attempts:
-            raise failed.error
-        self._waiting.appendleft(failed.split)
-
-    def lost(self, lost: Lost) -> Iterator[tuple[Split, SplitAck]]:
-        """Put back what a lost lane held; yield the split that is given up, with a trailer that says why."""
-        if lost.machine:
-            self._waiting.extendleft(lost.splits)
-            return
-        if len(lost.splits) > 1:
-            self._suspects.extend(lost.splits)
-            return
-        for split in lost.splits:
-            self._tried[split.id] += 1
-            if self._tried[split.id] < self._attempts:
-                self._suspects.append(split)
-            else:
-                yield split, _given_up(split, self._tried[split.id], lost.why)
 
 
 class RayExecutor:
@@ -135,14 +83,12 @@ class RayExecutor:
                         deaths = 0
                         yield split, ack
                     case Failed(split, error):
-                        metrics.record(metrics.RETRIES, 1, type(error).__name__)
-                        log.warning("split_retried", split=split.id, error=str(error))
-                        work.failed(outcome)
-                    case Lost():
+                        work.failed(split, error)
+                    case Lost(held, why, machine):
                         deaths += 1
                         metrics.record(metrics.RETRIES, 1, LaneDied.__name__)
-                        self._check_deaths(deaths, lanes, outcome.why)
-                        for given_up in work.lost(outcome):
+                        self._check_deaths(deaths, lanes, why)
+                        for given_up in work.lost(held, why, machine):
                             deaths = 0
                             yield given_up
 
@@ -179,8 +125,3 @@ class RayExecutor:
                 "Lanes that live long enough to finish a split",
                 "Look for lack of memory, or a machine without the model; then run again",
             )
-
-
-def _given_up(split: Split, attempts: int, why: str) -> SplitAck:
-    message = f"{split.uri}, split {split.id}: given up after {attempts} attempts, the last ended with: {why}"
-    return SplitAck(split.id, Counts(), complete=False, error=message)

@@ -23,13 +23,13 @@ from pipeline.errors import LaneDied, TransientError
 from pipeline.job import Job
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store
+from pipeline.work import CREDITS
 from workers.actors import LaneActor, Place
 from workers.cluster import LaneShare
 from workers.store import cause, reason
 
 log = logs.logger(__name__)
 
-CREDITS = 2  # splits a lane holds: one that encodes, one that begins or ends
 POLL_S = 0.25
 PLACED_S = 30.0  # after that it is said that lanes wait for room on the cluster
 
