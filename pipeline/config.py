@@ -130,7 +130,7 @@ class StoreConfig(Section):
     batch_points: int = Field(default=256, ge=1)
     requests: int = Field(default=4, ge=1, le=64)
     timeout_s: float = Field(default=60.0, gt=0)
-    retries: int = Field(default=6, ge=0)
+    retries: int = Field(default=8, ge=0)
     api_key: SecretStr = SecretStr("")
     api_key_file: str = ""
     prefer_grpc: bool = True
@@ -183,6 +183,10 @@ class WatchConfig(Section):
     """How a source without an end is followed."""
 
     max_latency_s: float = Field(default=2.0, gt=0)
+    token: SecretStr = SecretStr("")
+    tls_cert: str = ""
+    tls_key: str = ""
+    max_message_bytes: int = Field(default=16 << 20, ge=1 << 16, le=1 << 30)
 
     @field_validator("max_latency_s", mode="before")
     @classmethod
@@ -298,7 +302,7 @@ def _explain(error: ValidationError, file: Path | None, environment: Mapping[str
     if first["type"] == "model_type":
         known, _ = _known("", _section(path))
         return f"{'.'.join(path)}{where} is a section and was given a value", f"Its keys: {known}", ""
-    shown = isinstance(first["input"], (str, int, float, bool)) and path[-1] != "api_key"
+    shown = isinstance(first["input"], (str, int, float, bool)) and path[-1] not in ("api_key", "token")
     got = f" = {first['input']!r}" if shown else ""
     do = "deploy/config.toml documents every key"
     return f"setting {'.'.join(path)}{got}{where}: {first['msg']}", "", do

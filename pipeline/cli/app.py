@@ -123,7 +123,7 @@ def watch(
     set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
-    """Keep a collection in step with the files of a folder or prefix, until Ctrl-C or SIGTERM."""
+    """Keep a collection in step with files or a stream that go on, until Ctrl-C or SIGTERM."""
     flags = _flags(id, text, template, encoder, store, collection)
     flags |= {"watch.max_latency_s": max_latency, "source.max_deletes": max_deletes}
     settings = options.settings(config, set, flags)

@@ -12,6 +12,7 @@ documents   rows become DOCUMENTS, or are rejected (findings) ► values: Arrow 
 
 from __future__ import annotations
 
+from pipeline.sources.columns import check_columns
 from pipeline.sources.files import File, find
 from pipeline.sources.places import is_remote, normal, reading, spooled_name
 from pipeline.sources.source import Opened, Source, open_parts, open_source, read_named, read_split
@@ -21,6 +22,7 @@ __all__ = [
     "File",
     "Opened",
     "Source",
+    "check_columns",
     "find",
     "is_remote",
     "named_rows",

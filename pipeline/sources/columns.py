@@ -75,6 +75,11 @@ def resolve(schema: pa.Schema, config: SourceConfig, where: str) -> Columns:
     return columns
 
 
+def check_columns(schema: pa.Schema, config: SourceConfig, where: str) -> None:
+    """Raise UsageError as `resolve` does."""
+    resolve(schema, config, where)
+
+
 def _check(schema: pa.Schema, columns: Columns, where: str) -> None:
     for name in columns.all:
         found = schema.names.count(name)

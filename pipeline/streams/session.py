@@ -76,9 +76,11 @@ class Session:
         assert self._journal is not None
         return self._journal
 
-    def run(self, splits: Sequence[Split]) -> Iterator[tuple[Split, SplitAck]]:
-        """Run splits on the lane; see `Executor.run`."""
-        with closing(self._executor.run(self.job, splits, self.stop)) as trailers:
+    def run(
+        self, splits: Sequence[Split], stop: threading.Event | None = None
+    ) -> Iterator[tuple[Split, SplitAck]]:
+        """Run splits on the lane; see `Executor.run`. They are ended early by `stop`, by default the session's."""
+        with closing(self._executor.run(self.job, splits, stop or self.stop)) as trailers:
             yield from trailers
 
     def add(self, ack: SplitAck) -> None:

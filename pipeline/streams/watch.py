@@ -25,6 +25,7 @@ from pipeline.snapshot import allowed, scope
 from pipeline.sources import File, Opened, find, is_remote, named_rows, normal, open_parts
 from pipeline.stores import DocumentWriter, Key, read_heads, scan_points
 from pipeline.streams.changes import pause, ticks
+from pipeline.streams.flight import SCHEMES, watch_flight
 from pipeline.streams.manifest import Manifest, identity, modified
 from pipeline.streams.session import Session, session
 from pipeline.streams.stdin import watch_stream
@@ -49,6 +50,8 @@ def watch(uri: str, settings: Settings, executor: Executor, stop: threading.Even
     """
     if uri == "-":
         return watch_stream(settings, executor, stop)
+    if uri.partition("://")[0] in SCHEMES:
+        return watch_flight(uri, settings, executor, stop)
     place = normal(uri)
     with (
         session(place, settings, executor, stop) as held,
