@@ -68,7 +68,7 @@ def _source(settings: Settings, uri: str) -> str:
 def _store(settings: Settings, encoder: Encoder) -> str:
     if not store_exists(settings.store):
         return f"{settings.store.url} is empty; ingest makes it"
-    store = open_store(settings.store, "doctor")
+    store = open_store(settings.store.model_copy(update={"retries": 1}), "doctor")  # who asks wants to know now
     try:
         if not settings.store.collection:
             return f"{settings.store.url} answers"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -35,7 +36,9 @@ MAX_REQUEST_BYTES = 16 << 20
 """A server takes 32 MiB over REST; half of it leaves room for what an estimate misses."""
 
 _LONGEST_PAUSE_S = 300.0
-_BACKOFF = wait_exponential_jitter(multiplier=0.2, max=10.0, jitter=0.5)
+_JITTER_S = 0.5  # so that those who were refused together do not come back together
+_BACKOFF = wait_exponential_jitter(multiplier=0.2, max=10.0, jitter=_JITTER_S)
+_TOLD = frozenset(2**n for n in range(1, 31))
 
 Answer = TypeVar("Answer")
 
@@ -46,8 +49,9 @@ class ServerStore:
     """Collections of a Qdrant server.
 
     Every call is tried again `retries` times after errors that may pass (see server_errors.py), with growing
-    pauses, or the pause the server asks for. `upsert` and `delete` return when the server says `completed`:
-    applied, and in its log on disk. What a server will not take in one request is sent in halves.
+    pauses, or longer ones if the server asks for them: about half a minute by default, so that a restart is waited
+    for. `upsert` and `delete` return when the server says `completed`: applied, and in its log on disk. What a server
+    will not take in one request is sent in halves.
     """
 
     def __init__(self, client: QdrantClient, url: str, config: StoreConfig, over_grpc: bool) -> None:
@@ -325,8 +329,9 @@ class ServerStore:
                 try:
                     status = send().status
                 except Exception as error:
-                    if isinstance(server_error(error, doing, self._url), StoreOverloaded):
-                        self._pace.refused(sent_after)
+                    ours = server_error(error, doing, self._url)
+                    if isinstance(ours, StoreOverloaded):
+                        self._pace.refused(sent_after, min(ours.retry_after_s, _LONGEST_PAUSE_S))
                     raise
             if status != models.UpdateStatus.COMPLETED:
                 raise StoreUnavailable(
@@ -366,16 +371,22 @@ class ServerStore:
 
 
 def _tell(state: RetryCallState) -> None:
-    """Say once for each call that we wait; the first attempt again is too soon to bother anybody."""
+    """Say that a call waits: after its second attempt, the fourth, the eighth …; the first bothers nobody yet."""
     error = state.outcome.exception() if state.outcome else None
     metrics.record(metrics.RETRIES, 1, type(error).__name__)
-    if state.attempt_number == 2 and isinstance(error, HeadwaterError):
-        log.warning("retrying", cause=type(error).__name__, error=f"{error.got}; trying again for a while")
+    if isinstance(error, HeadwaterError) and state.attempt_number in _TOLD and state.next_action:
+        log.warning(
+            "retrying",
+            cause=type(error).__name__,
+            error=f"{error.got}; trying again",
+            attempts=state.attempt_number,
+            waited_s=round(state.seconds_since_start or 0.0, 1),
+            again_in_s=round(state.next_action.sleep, 1),
+        )
 
 
 def _pause(state: RetryCallState) -> float:
-    """Seconds until the next attempt: what the server asked for, else ever more."""
+    """Seconds until the next attempt: ever more, with jitter, and never less than what the server asked for."""
     error = state.outcome.exception() if state.outcome else None
-    if isinstance(error, StoreOverloaded) and error.retry_after_s > 0:
-        return min(error.retry_after_s, _LONGEST_PAUSE_S)
-    return _BACKOFF(state)
+    asked = min(error.retry_after_s, _LONGEST_PAUSE_S) if isinstance(error, StoreOverloaded) else 0.0
+    return max(_BACKOFF(state), asked + random.uniform(0, _JITTER_S) if asked else 0.0)
