@@ -54,7 +54,7 @@ class LocalExecutor:
                         if isinstance(error, TransientError):
                             work.failed(split, error)
                         else:
-                            yield split, future.result()
+                            yield from work.done(split, future.result())
             finally:
                 if running:
                     self._stop(lane)

@@ -80,6 +80,9 @@ class Split:
     `part` counts row groups (Parquet) or record batches (IPC files) as [start, stop); a stream is one part.
     `superseded` holds the row numbers that lost to a later row of the same document id; they are rejected.
     `partitions` are columns with one value in every row, taken from the path (`lang=en/`).
+
+    `piece` narrows the split to the rows [start, stop) of its file, numbered as ever. Where `poison` says why lanes
+    died on them, they are rejected with that message, and nothing but their keys is read.
     """
 
     id: str
@@ -91,6 +94,8 @@ class Split:
     rows: int | None  # None where only reading tells
     superseded: tuple[int, ...] = ()
     partitions: tuple[tuple[str, int | str | None], ...] = ()
+    piece: tuple[int, int] | None = None
+    poison: str = ""
 
 
 @dataclass(frozen=True)

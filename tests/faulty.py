@@ -11,14 +11,23 @@ from pipeline.schemas import Split, SplitAck
 from workers.actors import LaneActor
 
 
-class DiesOnOneSplit(LaneActor):
-    """Its process ends a moment after it begins the split of the first row, as by a fault in native code."""
+class DiesOfZebras(LaneActor):
+    """Its process ends, as by a fault in native code, when it cuts a text with a zebra; an okapi stops it for good."""
 
-    def run_split(self, split: Split) -> SplitAck:
-        if split.first_row == 0:
-            time.sleep(0.3)
-            os._exit(1)
-        return super().run_split(split)
+    def open(self) -> None:
+        super().open()
+        chunker = self._lane._chunker
+        chunk = chunker.chunk
+
+        def cut(documents, uri):
+            texts = " ".join(documents.column("text").to_pylist())
+            if "zebra" in texts:
+                os._exit(1)
+            if "okapi" in texts:
+                time.sleep(1000)
+            return chunk(documents, uri)
+
+        chunker.chunk = cut
 
 
 class DiesAtStart(LaneActor):

@@ -16,6 +16,7 @@ import documents
 import faulty
 import metrics_page
 import points
+import pyarrow.parquet as pq
 import pytest
 import ray
 import runs
@@ -52,21 +53,55 @@ def to(tiny_model, encoder_cache, tmp_path):
     return make
 
 
-def test_a_split_that_kills_lanes_is_given_up_and_takes_no_other_with_it(
-    local_ray, source, to, tmp_path, monkeypatch
+def test_documents_that_kill_lanes_are_rejected_alone_and_what_was_stored_of_them_stays(
+    local_ray, to, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(pool, "LaneActor", faulty.DiesOnOneSplit)
+    good = documents.rows(24)
+    runs.run(documents.write(tmp_path / "docs.parquet", good[:12], row_group=4), to())
+    before = points.contents_of(to().store.url, "docs")
+    bad = [
+        {**row, "text": f"zebra {row['text']}"} if row["id"] in ("doc-1", "doc-20") else row for row in good
+    ]
+    source = documents.write(tmp_path / "docs.parquet", bad, row_group=4)
+
+    monkeypatch.setattr(pool, "LaneActor", faulty.DiesOfZebras)
     counted = metrics_page.Kept()
     monkeypatch.setattr("workers.executor.RaySink", lambda _: counted)
-    summary = runs.run(source, to(), RayExecutor(to()))
-    assert counted.total["headwater_retries/LaneDied"] >= 3
-    done = [counted.total.get(f"headwater_documents/{outcome}", 0) for outcome in ("indexed", "unchanged")]
-    assert sum(done) == 55  # each once, whatever ran twice
-    assert summary.exit_code == 1
-    assert summary.counts.read == summary.counts.indexed + summary.counts.unchanged == 55
-    assert len(summary.failed) == 1
-    assert "given up after 3 attempts" in summary.failed[0].message
-    assert "died unexpectedly" in summary.failed[0].message
+    settings = to(run__split_attempts=1)
+    summary = runs.run(source, settings, RayExecutor(settings))
+
+    assert (summary.exit_code, summary.failed) == (3, ())
+    assert (summary.counts.read, summary.counts.rejected) == (24, 2)
+    assert summary.counts.indexed + summary.counts.unchanged == 22
+    rejected = pq.read_table(summary.dead_letter).to_pylist()
+    assert [(row["document_id"], row["row"], row["stage"], row["reason"]) for row in rejected] == [
+        ("doc-1", 1, "lane", "kills_lane"),
+        ("doc-20", 20, "lane", "kills_lane"),
+    ]
+    assert "died or hung on this document alone" in rejected[0]["message"]
+    assert "died unexpectedly" in rejected[0]["message"]
+    assert counted.total["headwater_retries/LaneDied"] == 2 * 4
+    assert counted.total["headwater_documents/rejected"] == 2
+
+    after = points.contents_of(to().store.url, "docs")
+    texts = {id: payload["text"] for id, (payload, _) in after.items()}
+    assert {id: texts[id] for id in before} == {id: payload["text"] for id, (payload, _) in before.items()}
+    stored = [payload["headwater"] for payload, _ in after.values()]
+    assert {ours["document_id"] for ours in stored} == {row["id"] for row in good} - {"doc-20"}
+    assert [ours["document_id"] for ours in stored if ours.get("rejected") == "kills_lane"] == ["doc-1"]
+
+
+def test_a_document_on_which_lanes_hang_is_rejected_too(local_ray, to, tmp_path, monkeypatch):
+    rows = documents.rows(7)
+    rows[6]["text"] = "okapi"
+    monkeypatch.setattr(pool, "LaneActor", faulty.DiesOfZebras)
+    settings = to(run__split_deadline_s=5, run__split_attempts=1)
+    source = documents.write(tmp_path / "docs.parquet", rows, row_group=6)
+    summary = runs.run(source, settings, RayExecutor(settings))
+    (rejected,) = pq.read_table(summary.dead_letter).to_pylist()
+    assert (rejected["document_id"], rejected["reason"]) == ("doc-6", "kills_lane")
+    assert "no document done and no trailer within 5 s" in rejected["message"]
+    assert (summary.exit_code, summary.counts.indexed + summary.counts.unchanged) == (3, 6)
 
 
 def test_an_error_that_passes_is_tried_again(local_ray, source, to, monkeypatch):

@@ -5,5 +5,5 @@ actors     what runs in Ray's processes: a lane, and the one holder of a store's
 metrics    what a run counts, sent to Ray
 store      a store on the other side of an actor
 pool       the lanes as the driver sees them: started, fed, replaced
-executor   splits handed to lanes, and when a run gives up
+executor   the work of a run, handed to lanes
 """

@@ -1,4 +1,4 @@
-"""The Ray executor: hands splits to lanes on a cluster, and decides when a run gives up.
+"""The Ray executor: hands the work of a run to lanes on a cluster.
 
 The driver sees splits and trailers only, so one driver feeds any number of GPUs.
 """
@@ -13,7 +13,6 @@ import ray
 
 from pipeline import metrics
 from pipeline.config import Settings, StoreConfig
-from pipeline.errors import LaneDied
 from pipeline.job import Job
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, folder_of, open_store
@@ -28,9 +27,9 @@ from workers.store import RemoteStore, open_remote
 class RayExecutor:
     """Runs splits on lanes that are Ray actors, one per GPU, or one per share of the CPUs.
 
-    A lane's death loses nothing: what it held is run again, to the same points. A split is given up after
-    `run.split_attempts` lanes died or hung on it alone, and reported as failed. Lanes that die one after another
-    without a split done in between end the run.
+    A lane's death loses nothing: what it held is run again, to the same points. A split that kills lanes is halved
+    until the documents that do it are found and rejected. Lanes that die one after another and nothing comes of it end
+    the run. See `Work`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -57,22 +56,20 @@ class RayExecutor:
         parts = share(self._settings, nodes())
         parts = replace(parts, lanes=min(parts.lanes, len(splits)))
         job = replace(job, settings=with_threads(job.settings, parts.threads))
-        work = Work(splits, self._settings.run.split_attempts)
+        work = Work(splits, self._settings.run.split_attempts, parts.lanes)
         store = self._store.as_store() if self._store else None
         self._pool = pool = Pool(job, store, parts, self._settings.run.split_deadline_s)
         try:
-            yield from self._drive(work, pool, parts.lanes, stop)
+            yield from self._drive(work, pool, stop)
         finally:
             pool.kill()  # now, not in close(): whoever lets go of the lease must have no lane that writes
 
-    def _drive(
-        self, work: Work, pool: Pool, lanes: int, stop: threading.Event
-    ) -> Generator[tuple[Split, SplitAck]]:
+    def _drive(self, work: Work, pool: Pool, stop: threading.Event) -> Generator[tuple[Split, SplitAck]]:
         """Hand out splits and yield their trailers until nothing is left to do."""
-        deaths, told = 0, False  # deaths since the last split that ended
+        told = False
         while work or pool.busy:
             if stop.is_set():
-                work.clear()
+                yield from work.clear()
                 if not told:
                     pool.stop()
                 told = True
@@ -80,17 +77,11 @@ class RayExecutor:
             for outcome in pool.collect():
                 match outcome:
                     case Done(split, ack):
-                        deaths = 0
-                        yield split, ack
+                        yield from work.done(split, ack)
                     case Failed(split, error):
                         work.failed(split, error)
                     case Lost(held, why, machine):
-                        deaths += 1
-                        metrics.record(metrics.RETRIES, 1, LaneDied.__name__)
-                        self._check_deaths(deaths, lanes, why)
-                        for given_up in work.lost(held, why, machine):
-                            deaths = 0
-                            yield given_up
+                        yield from work.lost(held, why, machine)
 
     def progress(self) -> int:
         """Documents done so far in the splits that are running now; the last known number where a lane is busy."""
@@ -116,12 +107,3 @@ class RayExecutor:
         if self._connected:
             ray.shutdown()
         self._pool = self._store = None
-
-    def _check_deaths(self, deaths: int, lanes: int, why: str) -> None:
-        # More than a split may be tried, so that a split that kills lanes is given up before the run is.
-        if deaths > (self._settings.run.split_attempts + 2) * lanes:
-            raise LaneDied(
-                f"{deaths} lanes died one after another, the last with: {why}",
-                "Lanes that live long enough to finish a split",
-                "Look for lack of memory, or a machine without the model; then run again",
-            )

@@ -6,6 +6,7 @@
     invalid_utf8                            bytes in a string that are not UTF-8
     too_large                               more text than an Arrow string holds (2 GiB)
     empty_text                              null, empty or blank text
+    kills_lane                              lanes died on it; nothing but its key is read
 
 A row gets the first of these that applies. A deletion needs no more than its key: its text is "", its
 metadata {}.
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from pipeline.schemas import DOCUMENTS, DocumentBatch, Rejected
 from pipeline.sources.columns import Columns
 from pipeline.sources.findings import Findings
-from pipeline.sources.keys import is_utf8, read_keys, texts
+from pipeline.sources.keys import Keys, is_utf8, read_keys, texts
 from pipeline.sources.template import written
 from pipeline.sources.values import Column, byte_lengths, json_values, to_json, undecodable
 
@@ -29,6 +30,7 @@ _OPERATIONS = {
     **dict.fromkeys(("upsert", "insert", "update", "create", "read", "u", "i", "c", "r"), "upsert"),
     **dict.fromkeys(("delete", "remove", "d"), "delete"),
 }
+KILLS_LANE = "kills_lane"
 _TEXT_LIMIT = 2**31 - 1  # bytes that an Arrow string array can hold
 
 
@@ -62,12 +64,35 @@ def to_documents(
         ],
         schema=DOCUMENTS,
     )
-    rejected = tuple(
+    return DocumentBatch(documents, _rejected(keys, findings, first_row, columns, where))
+
+
+def to_rejected(
+    batch: pa.RecordBatch,
+    first_row: int,
+    columns: Columns,
+    superseded: NDArray[np.int64],
+    where: str,
+    poison: str,
+) -> DocumentBatch:
+    """Reject all rows of a batch, of which only the key columns are needed: lanes died on them, as `poison` says."""
+    findings = Findings(batch.num_rows)
+    keys = read_keys(batch, columns, findings)
+    _reject_duplicates(first_row, superseded, findings)
+    findings.add(np.ones(batch.num_rows, np.bool_), KILLS_LANE, poison)
+    none = pa.RecordBatch.from_pylist([], schema=DOCUMENTS)
+    return DocumentBatch(none, _rejected(keys, findings, first_row, columns, where))
+
+
+def _rejected(
+    keys: Keys, findings: Findings, first_row: int, columns: Columns, where: str
+) -> tuple[Rejected, ...]:
+    return tuple(
         Rejected(
             keys.ids[row].as_py() or None,
             where,
             first_row + row,
-            "source",
+            "lane" if reason == KILLS_LANE else "source",
             reason,
             message,
             (keys.namespaces[row].as_py() or None) if columns.namespace_column else columns.namespace,
@@ -75,7 +100,6 @@ def to_documents(
         )
         for row, reason, message in findings.items()
     )
-    return DocumentBatch(documents, rejected)
 
 
 def named(

@@ -20,7 +20,7 @@ from pipeline.config import SourceConfig
 from pipeline.errors import SourceError
 from pipeline.schemas import DocumentBatch, Split, Unreadable
 from pipeline.sources.columns import Columns, resolve
-from pipeline.sources.documents import named, to_documents
+from pipeline.sources.documents import named, to_documents, to_rejected
 from pipeline.sources.duplicates import key_records, losers
 from pipeline.sources.files import File, Partition, find
 from pipeline.sources.findings import Findings
@@ -90,7 +90,7 @@ def open_source(uri: str, config: SourceConfig, scratch: Path) -> Source:
 
 
 def read_split(split: Split, config: SourceConfig) -> Iterator[DocumentBatch]:
-    """Read a split's rows in order: at most `batch_rows` of them and about `batch_bytes` at a time.
+    """Read the rows of a split, or of its piece, in order: at most `batch_rows` and about `batch_bytes` at a time.
 
     Safe to repeat: the same split gives the same batches, or SourceError when its file is no longer the one
     that was opened. Raises SourceError that names the file and its part where one is damaged.
@@ -98,12 +98,27 @@ def read_split(split: Split, config: SourceConfig) -> Iterator[DocumentBatch]:
     size = Size(config.batch_rows, min(config.batch_bytes, _BYTES_LIMIT))
     superseded = np.array(split.superseded, np.int64)
     with _reopened(split, config) as (reader, columns):
-        row = split.first_row
-        for batch in split_rows(reader, split, columns.all, size):
+        names = columns.key if split.poison else columns.all
+        for row, batch in _in_piece(split, split_rows(reader, split, names, size)):
             with reading(f"rows {row} to {row + batch.num_rows - 1} of {shown(split.uri)}"):
-                documents = to_documents(batch, row, columns, superseded, shown(split.uri))
-            row += batch.num_rows
+                if split.poison:
+                    documents = to_rejected(batch, row, columns, superseded, shown(split.uri), split.poison)
+                else:
+                    documents = to_documents(batch, row, columns, superseded, shown(split.uri))
             yield documents
+
+
+def _in_piece(split: Split, batches: Iterator[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """What of a split's batches is in its piece, each with the number of its first row."""
+    row = split.first_row
+    for batch in batches:
+        start, stop = split.piece or (row, row + batch.num_rows)
+        first, last = max(row, start), min(row + batch.num_rows, stop)
+        if first < last:
+            yield first, batch.slice(first - row, last - first)
+        row += batch.num_rows
+        if row >= stop and split.piece:
+            return
 
 
 def read_named(split: Split, config: SourceConfig) -> Iterator[list[tuple[str, str]]]:
