@@ -24,6 +24,7 @@ from typing import Any
 
 import harness
 import psutil
+from kill_flight import FlightStream
 from kill_sources import CREDITS, LANES, ParquetOnRay, WatchedFolder
 from killing import (
     DEADLINE_S,
@@ -46,7 +47,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cluster import Head, Machine, lanes, processes
 
-SOURCES = ("parquet", "folder")
+SOURCES = ("parquet", "folder", "flight")
 VICTIMS = ("lane", "sink", "driver", "node")
 WAYS = ("SIGKILL", "SIGSTOP", "ray.kill")
 STORES = ("edge", "server")
@@ -91,11 +92,8 @@ class Trial:
         self.chance = chance
         self.folder = folder
         self.store = (EdgeFolder if cell.store == "edge" else StubbedServer)(ground.base, folder)
-        self.source = (
-            ParquetOnRay(ground, self.store.url, folder, head)
-            if head
-            else WatchedFolder(ground, self.store.url, folder)
-        )
+        make = {"folder": WatchedFolder, "flight": FlightStream}.get(cell.source)
+        self.source = (make or ParquetOnRay)(ground, self.store.url, folder, *([head] if head else []))
         self.machine: Machine | None = None
         self.notes: list[str] = []
 
