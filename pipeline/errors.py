@@ -5,13 +5,15 @@ HeadwaterError
 │   ├── StoreUnavailable      the store did not answer, or answered 5xx
 │   ├── StoreOverloaded       the store asked us to slow down (429); carries retry_after_s
 │   ├── LaneDied              a lane's process or node went away
+│   │   └── LaneHung          a lane in this process stands still, and so does what waits for its threads
 │   └── CollectionHeld        another run works on the collection (exit code 0)
 └── TerminalError             the same call fails again: reported, never retried
     ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
     ├── SourceError           a source cannot be read
     ├── EncoderError          a model cannot be loaded, exported or run
     │   ├── ParityError       the exported graph does not reproduce the model
-    │   └── ProviderError     the execution provider asked for is not to be had
+    │   ├── ProviderError     the execution provider asked for is not to be had
+    │   └── InputsTooLarge    inputs that alone are more than memory holds; carries all vectors, and their rows
     ├── StoreError            the store refused
     │   ├── StoreHeld         another process has the folder open; carries who and what for
     │   ├── StoreUnauthorized 401 or 403
@@ -24,6 +26,8 @@ HeadwaterError
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 
 class HeadwaterError(Exception):
@@ -64,6 +68,10 @@ class LaneDied(TransientError):
     """A lane's process or node went away in the middle of a split."""
 
 
+class LaneHung(LaneDied):
+    """A lane in this process stands still. Its threads cannot be ended, and a process that ends waits for them."""
+
+
 class CollectionHeld(TransientError):
     """Another run works on the collection: there is nothing for this one to do."""
 
@@ -90,6 +98,26 @@ class ParityError(EncoderError):
 
 class ProviderError(EncoderError):
     """The execution provider that was asked for is not available."""
+
+
+class InputsTooLarge(EncoderError):
+    """Inputs, by their numbers `rows`, of which each alone is more than memory holds.
+
+    `vectors` (float32[n, dims]) are those of all inputs, NaN for these.
+    """
+
+    def __init__(
+        self,
+        got: str,
+        need: str = "",
+        do: str = "",
+        vectors: Any = None,  # noqa: ANN401 - this floor knows no arrays
+        rows: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(got, need, do)
+        self.args = (got, need, do, vectors, rows)
+        self.vectors = vectors
+        self.rows = rows
 
 
 class StoreError(TerminalError):

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 from pipeline.config import StoreConfig
-from pipeline.errors import TransientError
+from pipeline.errors import LaneHung, TransientError
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, open_store
 from pipeline.work import CREDITS, Work
+
+
+class Deadline:
+    """How long a lane may go without a document done."""
+
+    def __init__(self, seconds: float) -> None:
+        self.missed = False
+        self._seconds = seconds
+        self._seen: object = None
+        self._since = time.monotonic()
+
+    def check(self, running: Sequence[Split], progress: dict[str, int]) -> None:
+        """Raise LaneHung where these splits run, and were as far as this, ever since the deadline began."""
+        seen = [split.id for split in running], progress
+        if seen != self._seen:
+            self._seen, self._since = seen, time.monotonic()
+        if time.monotonic() - self._since <= self._seconds:
+            return
+        self.missed = True
+        where = " and ".join(
+            f"{split.uri} from row {split.first_row} (split {split.id})" for split in running
+        )
+        raise LaneHung(
+            f"no document done for {self._seconds:g} s in {where}",
+            "An encoder and a store that get on",
+            "Run again: what is committed is not read again. If it stands still there again, --executor ray finds the "
+            "document and rejects it; if it is only slow, raise run.split_deadline_s",
+        )
 
 
 class LocalExecutor:
@@ -33,31 +62,36 @@ class LocalExecutor:
     ) -> Generator[tuple[Split, SplitAck]]:
         """Run splits two at a time, after an error that may pass again; see `ingest.Executor`.
 
-        A lane that came to the end of its splits runs those of the next call, too.
+        A lane that came to the end of its splits runs those of the next call, too. Raises LaneHung where no document
+        is done for `run.split_deadline_s`: the lane's threads go on, and the process is to be ended without them.
         """
         lane = self._open_lane(job)
         work = Work(splits, job.settings.run.split_attempts)
         running: dict[Future[SplitAck], Split] = {}
-        with ThreadPoolExecutor(CREDITS, thread_name_prefix="lane") as threads:
-            try:
-                while True:
-                    while len(running) < CREDITS and not stop.is_set() and (taken := work.take(not running)):
-                        split, _ = taken
-                        running[threads.submit(lane.run_split, split)] = split
-                    if not running:
-                        return
-                    done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-                    if stop.is_set():
-                        self._stop(lane)
-                    for future in done:
-                        split, error = running.pop(future), future.exception()
-                        if isinstance(error, TransientError):
-                            work.failed(split, error)
-                        else:
-                            yield from work.done(split, future.result())
-            finally:
-                if running:
+        deadline = Deadline(job.settings.run.split_deadline_s)
+        threads = ThreadPoolExecutor(CREDITS, thread_name_prefix="lane")
+        try:
+            while True:
+                while len(running) < CREDITS and not stop.is_set() and (taken := work.take(not running)):
+                    split, _ = taken
+                    running[threads.submit(lane.run_split, split)] = split
+                if not running:
+                    return
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                if stop.is_set():
                     self._stop(lane)
+                if not done:
+                    deadline.check(list(running.values()), lane.progress())
+                for future in done:
+                    split, error = running.pop(future), future.exception()
+                    if isinstance(error, TransientError):
+                        work.failed(split, error)
+                    else:
+                        yield from work.done(split, future.result())
+        finally:
+            if running:
+                self._stop(lane)
+            threads.shutdown(wait=not deadline.missed)
 
     def _open_lane(self, job: Job) -> Lane:
         if self._lane and self._stopped:

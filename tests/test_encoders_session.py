@@ -11,7 +11,7 @@ from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, describe, load_encoder
 from pipeline.encoders.runtime import cuda_devices, is_out_of_memory
 from pipeline.encoders.session import default_batch_tokens
-from pipeline.errors import EncoderError, ProviderError
+from pipeline.errors import EncoderError, InputsTooLarge, ProviderError
 
 RANDOM = np.random.default_rng(0)
 
@@ -71,11 +71,46 @@ def test_batches_that_do_not_fit_are_halved_until_they_do(encoder):
     assert all(size[0] * size[1] <= 100 for size in run.shapes), "what was learnt is kept"
 
 
-def test_a_single_input_that_does_not_fit_is_an_error(encoder):
+def test_inputs_that_do_not_fit_are_named_when_all_others_are_done(encoder):
     _, fake = fake_encoder(encoder, room=40)
+    rows = inputs(50, 3, 50, 40)
 
-    with pytest.raises(EncoderError, match=r"1 inputs of 50 tokens.*Memory for a single input"):
-        fake.encode(inputs(50, 3, 50))
+    with pytest.raises(
+        InputsTooLarge, match=r"2 of 4 inputs.*of 50 tokens\. Memory for a single input"
+    ) as caught:
+        fake.encode(rows)
+
+    assert sorted(caught.value.rows) == [0, 2]
+    assert np.isnan(caught.value.vectors[[0, 2]]).all()
+    assert caught.value.vectors[[1, 3], 0].tolist() == [rows[1][0], rows[3][0]]
+
+
+def test_onnxruntime_out_of_memory_halves_the_batch(encoder, tiny_model, encoder_cache):
+    rows = inputs(*[64] * 1024)
+    done = subprocess.run(
+        [sys.executable, "-c", OUT_OF_MEMORY, str(tiny_model), str(encoder_cache)],
+        input=np.stack(rows).tobytes(), capture_output=True, check=True,
+    )  # fmt: skip
+    assert b"out of memory at 65536 tokens a batch: going on with 32768" in done.stderr
+    vectors = np.frombuffer(done.stdout, np.float32).reshape(1024, 32)
+    np.testing.assert_allclose(vectors, encoder.encode(rows), atol=1e-5)
+
+
+OUT_OF_MEMORY = """
+import resource, sys
+import numpy as np
+import psutil
+from pipeline.config import EncoderConfig
+from pipeline.encoders import load_encoder
+
+model, cache = sys.argv[1:]
+encoder = load_encoder(EncoderConfig(model=model, cache=cache, provider="cpu", threads=1, batch_tokens=1 << 16))
+rows = list(np.frombuffer(sys.stdin.buffer.read(), np.int32).reshape(1024, 64))
+encoder.encode(rows[:1])
+room = psutil.Process().memory_info().vms + (ROOM << 20)
+resource.setrlimit(resource.RLIMIT_AS, (room, room))
+sys.stdout.buffer.write(encoder.encode(rows).tobytes())
+""".replace("ROOM", "48")
 
 
 def test_another_failure_is_not_tried_again(encoder):

@@ -11,7 +11,7 @@ import pytest
 import runs
 from models import package_folder
 
-from pipeline.errors import BrokenInvariant, EncoderError, PointTooLarge
+from pipeline.errors import BrokenInvariant, EncoderError, InputsTooLarge, PointTooLarge
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.sources import open_source
@@ -29,10 +29,14 @@ class Spec:
 
 @dataclass
 class FakeEncoder:
-    """Vectors drawn by the first token; `broken` is a token id whose chunks get NaN, `fails` one that raises."""
+    """Vectors drawn by the first token.
+
+    `broken` is a token id whose chunks get NaN, `fails` one that raises, `large` one for which memory is too small.
+    """
 
     broken: int = -1
     fails: int = -1
+    large: int = -1
     spec: Spec = field(default_factory=Spec)
 
     def __post_init__(self):
@@ -46,6 +50,10 @@ class FakeEncoder:
                 raise EncoderError("the model broke")
             if self.broken in ids:
                 vectors[row, 0] = np.nan
+        large = tuple(row for row, ids in enumerate(token_ids) if self.large in ids)
+        if large:
+            vectors[list(large)] = np.nan
+            raise InputsTooLarge("too large", "Memory", "Buy some", vectors, large)
         return vectors
 
     def close(self):
@@ -91,6 +99,28 @@ def test_a_document_with_an_unusable_vector_is_rejected_whole_and_the_others_are
     stored = {record.payload["headwater"]["document_id"] for record in records}
     assert stored == {row["id"] for row in rows} - {"doc-4", "doc-9"}
     assert len(records) == ack.counts.points
+
+
+def test_a_document_too_large_for_memory_is_rejected_whole_and_the_others_are_indexed(
+    store_and_job, tmp_path
+):
+    store, job = store_and_job
+    rows = documents.rows(20)
+    rows[9]["text"] = " ".join(["river"] * 300) + " zebra " + " ".join(["stone"] * 100)
+    (split,) = splits(tmp_path, job, rows)
+    ack = Lane(job, FakeEncoder(large=token("zebra")), store).run_split(split)
+    assert ack.complete
+    assert (ack.counts.read, ack.counts.indexed) == (20, 19)
+    (rejected,) = ack.rejected
+    assert (rejected.document_id, rejected.stage, rejected.reason) == ("doc-9", "encoder", "out_of_memory")
+    assert "Lower chunking.max_tokens" in rejected.message
+
+
+def test_an_encoder_that_never_had_memory_for_anything_blames_no_document(store_and_job, tmp_path):
+    store, job = store_and_job
+    (split,) = splits(tmp_path, job, [{"id": str(n), "text": "zebra"} for n in range(5)])
+    with pytest.raises(InputsTooLarge, match="Buy some"):
+        Lane(job, FakeEncoder(large=token("zebra")), store).run_split(split)
 
 
 def test_a_document_with_a_point_too_large_for_the_store_is_rejected_whole(store_and_job, tmp_path):

@@ -12,7 +12,7 @@ import os
 import sys
 import warnings
 
-from pipeline.errors import HeadwaterError, UsageError
+from pipeline.errors import HeadwaterError, LaneHung, UsageError
 
 __all__ = ["main"]
 
@@ -41,6 +41,10 @@ def _run() -> None:
         app()
     except HeadwaterError as error:
         print_error(str(error))
+        if isinstance(error, LaneHung):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(1)  # sys.exit would wait for the lane's threads
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -18,7 +18,7 @@ from pipeline.encoders.parity import Run, pad
 from pipeline.encoders.prepare import GRAPH, TOKENIZER, as_run, prepare, read_manifest
 from pipeline.encoders.runtime import cpu_threads, is_out_of_memory, open_session, provider_of
 from pipeline.encoders.spec import EncoderSpec, describe
-from pipeline.errors import EncoderError, ProviderError
+from pipeline.errors import EncoderError, InputsTooLarge, ProviderError
 from pipeline.tokens import Tokenizer, load_tokenizer
 
 # Padded tokens a batch. On two cores MiniLM and mpnet-base run as fast at 512 as at 1024 and 5 to 20 % slower beyond,
@@ -79,20 +79,34 @@ class Encoder:
 
         A vector depends on its own input alone, and is given as the model computes it: NaN or infinite values
         come through, and it is the caller who rejects them. Raises EncoderError for an input that is empty or
-        longer than `spec.max_tokens`, and for one that alone does not fit into memory; batches that do not are halved.
+        longer than `spec.max_tokens`. Batches that do not fit into memory are halved; inputs that alone do not fit
+        raise InputsTooLarge when all others are done.
         """
         lengths = [len(ids) for ids in token_ids]
         self._check(lengths)
         vectors = np.empty((len(lengths), self.spec.dims), dtype=np.float32)
         waiting = plan_batches(lengths, self.batch_tokens)[::-1]
+        too_large: list[int] = []
         while waiting:
             batch = waiting.pop()
             result = self._run_batch([token_ids[index] for index in batch])
             if result is not None:
                 vectors[batch] = result
+            elif len(batch) == 1:
+                vectors[batch] = np.nan
+                too_large += batch
             else:
                 middle = len(batch) // 2
                 waiting += [batch[middle:], batch[:middle]]
+        if too_large:
+            raise InputsTooLarge(
+                f"{len(too_large)} of {len(lengths)} inputs do not fit into memory, each alone, "
+                f"the shortest of {min(lengths[row] for row in too_large)} tokens",
+                "Memory for a single input",
+                "Lower chunking.max_tokens, or use a machine with more memory",
+                vectors,
+                tuple(too_large),
+            )
         return vectors
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
@@ -118,29 +132,28 @@ class Encoder:
             )
 
     def _run_batch(self, rows: list[NDArray[np.int32]]) -> NDArray[np.floating] | None:
-        """The vectors of one batch, or None if it has to be halved."""
+        """The vectors of one batch, or None if it does not fit into memory."""
         if self._run is None:
             raise EncoderError("a closed encoder", "An open one", "")
-        ids, mask = pad(rows, self._pad_id)
+        longest = max(map(len, rows))
+        size = len(rows) * longest
         since = time.perf_counter()
         try:
-            vectors = self._run(ids, mask)
+            vectors = self._run(*pad(rows, self._pad_id))
         except Exception as error:
-            fits = not is_out_of_memory(error)
-            if fits or len(rows) == 1:
+            if not is_out_of_memory(error):
                 raise EncoderError(
-                    f"running {ids.shape[0]} inputs of {ids.shape[1]} tokens failed: {error}",
-                    "A model that runs" if fits else "Memory for a single input",
-                    "" if fits else "Lower encoder.max_tokens, or use a machine with more memory",
+                    f"running {len(rows)} inputs of {longest} tokens failed: {error}", "A model that runs"
                 ) from error
-            self.batch_tokens = max(ids.size // 2, 1)  # later batches need not find out again
-            log.warning("out of memory at %d tokens a batch: going on with %d", ids.size, self.batch_tokens)
+            if len(rows) > 1:
+                self.batch_tokens = max(size // 2, 1)  # later batches need not find out again
+            log.warning("out of memory at %d tokens a batch: going on with %d", size, self.batch_tokens)
             metrics.record(metrics.RETRIES, 1, "OutOfMemory")
             return None
         metrics.record(metrics.ENCODER_SECONDS, time.perf_counter() - since)
         tokens = sum(len(row) for row in rows)
         metrics.record(metrics.ENCODER_TOKENS, tokens, "text")
-        metrics.record(metrics.ENCODER_TOKENS, ids.size - tokens, "padding")
+        metrics.record(metrics.ENCODER_TOKENS, size - tokens, "padding")
         return vectors
 
     def _query_input(self, text: str) -> NDArray[np.int32]:

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
+from dataclasses import replace
 from typing import Self
 
 import numpy as np
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from pipeline import logs
 from pipeline.encoders import Encoder, load_encoder
-from pipeline.errors import BrokenInvariant, CollectionMismatch, SourceError
+from pipeline.errors import BrokenInvariant, CollectionMismatch, InputsTooLarge, SourceError
 from pipeline.job import Job, make_chunker, window_tokens
 from pipeline.lane.pipe import Pipe, PipeClosed
 from pipeline.lane.reading import split_windows
@@ -58,6 +59,7 @@ class Lane:
         self._window_tokens = window_tokens(job.settings, encoder)
         self._stop = threading.Event()
         self._running: dict[str, Tally] = {}
+        self._fits = False  # whether the encoder ever had memory for an input
 
     @classmethod
     def open(cls, job: Job, store: Store) -> Self:
@@ -147,7 +149,7 @@ class Lane:
                 tally.cut = True
                 return
             since = time.perf_counter()
-            vectors = self._encoder.encode(token_arrays(window.chunks))
+            window, vectors = self._vectors(window)
             if vectors.shape != (window.chunks.num_rows, self._job.spec.dims):
                 raise BrokenInvariant(
                     f"vectors of shape {vectors.shape} for {window.chunks.num_rows} chunks",
@@ -155,6 +157,22 @@ class Lane:
                 )
             tally.spend("encode", since)
             embedded.put((window, vectors), window.nbytes + vectors.nbytes)
+
+    def _vectors(self, window: Window) -> Embedded:
+        """A window with the vectors of its chunks; those too large for memory are named in it, and have none.
+
+        Raises InputsTooLarge where nothing has ever fitted: then it is no document's fault.
+        """
+        try:
+            vectors = self._encoder.encode(token_arrays(window.chunks))
+        except InputsTooLarge as error:
+            self._fits = self._fits or len(error.rows) < window.chunks.num_rows
+            if not self._fits:
+                raise
+            ids = window.chunks.column("point_id")
+            return replace(window, too_large=frozenset(ids[row].as_py() for row in error.rows)), error.vectors
+        self._fits = self._fits or bool(len(vectors))
+        return window, vectors
 
     def _write(self, split: Split, embedded: Pipe[Embedded], tally: Tally) -> None:
         """Write embedded windows and count what the store acknowledged."""

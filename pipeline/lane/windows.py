@@ -39,7 +39,8 @@ class Window:
     source that were read for this window and not for an earlier one: the other side of the trailer.
 
     `tombstones` are to be set, by the sequences of these deletions; those of the documents in `revived` have no use any
-    more once a version from here is written. `leftovers` are stored though a newer row has deleted them.
+    more once a version from here is written. `leftovers` are stored though a newer row has deleted them. `too_large`
+    are the points of chunks that have no vector, for want of memory.
     """
 
     chunks: pa.RecordBatch
@@ -53,6 +54,7 @@ class Window:
     stale: int = 0
     stored: Mapping[Key, Head] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
+    too_large: frozenset[str] = frozenset()
 
     @property
     def nbytes(self) -> int:

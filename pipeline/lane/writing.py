@@ -31,6 +31,12 @@ Rows = list[dict[str, Any]]
 """Rows of CHUNKS, as Python objects."""
 
 
+_NO_VECTOR = {
+    "unusable_vector": "the encoder gave it a vector that is zero or holds NaN or infinity. "
+    "A point needs a finite vector with a direction. Check the model with headwater doctor.",
+    "out_of_memory": "alone it is more than the encoder has memory for. A chunk has to fit, in a batch of its own. "
+    "Lower chunking.max_tokens, or use a machine with more memory.",
+}
 _TOO_LARGE = "Make the document's metadata smaller, or cut words of megabytes in its text."
 
 
@@ -54,6 +60,7 @@ class SplitWriter:
         self._begun = Begun()
         self._stored: dict[Key, Head] = {}  # of documents that are still to be written
         self._revived: set[Key] = set()  # those of them, and of new ones, that have a tombstone
+        self._no_memory: set[str] = set()  # points of chunks the encoder had no memory for
 
     def write(self, window: Window, vectors: NDArray[np.float32]) -> tuple[Counts, list[Rejected]]:
         """Write a window whose chunks have these vectors (float32[n, dims]) and say what became of it.
@@ -64,6 +71,7 @@ class SplitWriter:
         """
         self._stored.update(window.stored)
         self._revived.update(window.revived)
+        self._no_memory |= window.too_large
         rejected = list(window.rejected)
         rows, vectors_of_rows = self._begun.add(
             window.chunks.drop_columns(["token_ids"]).to_pylist(), vectors
@@ -147,11 +155,9 @@ class SplitWriter:
             row = rows[number]
             if _key(row) not in lost:
                 lost.add(_key(row))
-                message = (
-                    f"the encoder gave chunk {row['chunk_index']} a vector that is zero or holds NaN or infinity. "
-                    "A point needs a finite vector with a direction. Check the model with headwater doctor."
-                )
-                rejected.append(self._reject(row, "encoder", "unusable_vector", message))
+                reason = "out_of_memory" if row["point_id"] in self._no_memory else "unusable_vector"
+                message = f"chunk {row['chunk_index']}: {_NO_VECTOR[reason]}"
+                rejected.append(self._reject(row, "encoder", reason, message))
         return lost
 
     def _patch(self, patches: tuple[Patch, ...], rejected: list[Rejected]) -> int:
