@@ -150,6 +150,26 @@ def test_a_lane_on_which_every_document_dies_ends_the_run_and_rejects_few():
     assert run.deaths < 3 + 10 + 17 * 5
 
 
+def test_many_documents_that_kill_lanes_are_found_where_others_between_them_are_done():
+    poison = set(range(0, 200, 4))
+    run = Run(Work(splits(1, rows=200), attempts=3), poison).to_its_end()
+    ((_, ack),) = run.done
+    assert {one.row for one in ack.rejected} == poison
+
+
+def test_a_piece_runs_alone_also_after_an_error_that_passed_or_the_loss_of_its_machine():
+    work = Work(splits(1, rows=8), attempts=2)
+    died(work, work.take(True)[0])
+    died(work, work.take(True)[0])
+    piece, alone = work.take(True)
+    assert alone
+    work.failed(piece, StoreUnavailable("away"))
+    assert work.take(True) == (piece, True)
+    died(work, piece, machine=True)
+    assert work.take(False) is None
+    assert work.take(True) == (piece, True)
+
+
 @dataclass
 class Run:
     """Lanes, one after another, that die on poisoned rows."""
