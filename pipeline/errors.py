@@ -10,6 +10,7 @@ HeadwaterError
 └── TerminalError             the same call fails again: reported, never retried
     ├── UsageError            the caller's flags, config or mapping are wrong (exit code 2)
     ├── SourceError           a source cannot be read
+    │   └── ChangesLost       what its commits changed is not to be had any more: all of it is read
     ├── EncoderError          a model cannot be loaded, exported or run
     │   ├── ParityError       the exported graph does not reproduce the model
     │   ├── ProviderError     the execution provider asked for is not to be had
@@ -86,6 +87,10 @@ class UsageError(TerminalError):
 
 class SourceError(TerminalError):
     """A source, or a part of it, cannot be read."""
+
+
+class ChangesLost(SourceError):
+    """What a source's commits changed is not to be had any more; what it holds now is."""
 
 
 class EncoderError(TerminalError):

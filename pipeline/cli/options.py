@@ -71,8 +71,8 @@ MaxDeletes = Annotated[
 Watched = Annotated[
     str,
     typer.Argument(
-        help="A folder, a glob, a prefix like s3://bucket/docs/, - for an Arrow stream on stdin, or "
-        "grpc://HOST:PORT to listen as an Arrow Flight endpoint.",
+        help="A folder, a glob, a prefix like s3://bucket/docs/, a Delta Lake table, - for an Arrow stream "
+        "on stdin, or grpc://HOST:PORT to listen as an Arrow Flight endpoint.",
         metavar="SOURCE",
         show_default=False,
     ),

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pipeline.sources.columns import check_columns
 from pipeline.sources.files import File, find
-from pipeline.sources.places import is_remote, normal, reading, spooled_name
+from pipeline.sources.places import below, is_remote, locate, normal, reading, spooled_name
 from pipeline.sources.source import Opened, Source, open_parts, open_source, read_named, read_split
 from pipeline.sources.survey import named_rows
 
@@ -22,9 +22,11 @@ __all__ = [
     "File",
     "Opened",
     "Source",
+    "below",
     "check_columns",
     "find",
     "is_remote",
+    "locate",
     "named_rows",
     "normal",
     "open_parts",

@@ -10,9 +10,10 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import pyarrow as pa
 
@@ -104,6 +105,38 @@ class Inbox:
         return not self._waiting or self._size + size <= self._limit
 
 
+class Spool:
+    """A round on disk, for as long as a `with` block: files, in their order, and who sent which (`files`)."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.folder = scratch / uuid.uuid4().hex
+        self.files: dict[str, Sender] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def write(self, sender: Sender, batches: Sequence[pa.RecordBatch]) -> None:
+        """Add a file of batches of one schema; none where they hold no row. Raises SourceError."""
+        if not any(batch.num_rows for batch in batches):
+            return
+        file = self.folder / spooled_name(f"{len(self.files):08x}{uuid.uuid4().hex[8:]}")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, batches[0].schema) as writer:
+                for batch in batches:
+                    writer.write_batch(batch)
+        except OSError as error:
+            raise SourceError(
+                f"a round of batches cannot be written to {self.folder}: {error}",
+                f"Room for rounds of {GATHERED_BYTES >> 20} MiB and more",
+                "Point TMPDIR to a larger disk",
+            ) from error
+        self.files[str(file)] = sender
+
+
 class Indexer:
     """Indexes rounds one after the other; of the same document the later row wins, as with sequences.
 
@@ -122,29 +155,37 @@ class Indexer:
     def index(self, arrivals: Sequence[Arrival]) -> dict[Sender, SplitAck]:
         """Each sender's trailer, once the store has applied its batches durably; rows count from its first ever.
 
-        Errors that may pass are waited out; where one meets a session that is to stop, the round is given up and
-        the result is empty. Raises LeaseLost, and SourceError where the round cannot be kept on this machine.
+        The result is empty where the round was given up; see `index_spooled`, also for errors.
         """
         parts: dict[Sender, list[pa.RecordBatch]] = {}
         for arrival in arrivals:
             parts.setdefault(arrival.sender, []).append(arrival.batch)
-        folder = self._scratch / uuid.uuid4().hex
-        try:
-            files = _spool(folder, parts)
-            trailers = self._persist(folder) if files else {}
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+        with Spool(self._scratch) as spool:
+            for sender, batches in parts.items():
+                spool.write(sender, batches)
+            trailers = self.index_spooled(spool)
         if trailers is None:
             return {}
-        acks = {sender: SplitAck("", Counts()) for sender in parts}  # of one that sent no row
-        acks |= {files[uri]: _as_sent(ack, files[uri]) for uri, ack in trailers.items()}
-        self._note(acks.values())
         for sender, batches in parts.items():
             sender.rows += sum(batch.num_rows for batch in batches)
         for arrival in arrivals:
             metrics.record(metrics.WATCH_LAG, time.time() - arrival.at)
         self._held.tell(arrivals[-1].at)
-        return acks
+        none_sent = {sender: SplitAck("", Counts()) for sender in parts}  # of one whose batches have no row
+        return none_sent | {spool.files[uri]: ack for uri, ack in trailers.items()}
+
+    def index_spooled(self, spool: Spool) -> dict[str, SplitAck] | None:
+        """The trailer of each file, once the store has applied all durably, and none before.
+
+        Errors that may pass are waited out; where one meets a session that is to stop, the round is given up: None.
+        Raises LeaseLost, and SourceError where the round cannot be kept on this machine.
+        """
+        trailers = self._persist(spool.folder) if spool.files else {}
+        if trailers is None:
+            return None
+        trailers = {uri: _as_sent(ack, spool.files[uri]) for uri, ack in trailers.items()}
+        self._note(trailers.values())
+        return trailers
 
     def _persist(self, folder: Path) -> dict[str, SplitAck] | None:
         """Trailers by file; None where the session is to stop before that."""
@@ -177,28 +218,6 @@ class Indexer:
             self._listed += len(ack.rejected)
         if self._listed > before:
             write_rejected(self._held.journal.dead_letter, self._rejected)
-
-
-def _spool(folder: Path, parts: Mapping[Sender, Sequence[pa.RecordBatch]]) -> dict[str, Sender]:
-    """Write a file for each sender of rows, named in the order of their first batches; who sent which."""
-    files: dict[str, Sender] = {}
-    try:
-        folder.mkdir(parents=True)
-        for sender, batches in parts.items():
-            if not any(batch.num_rows for batch in batches):
-                continue
-            file = folder / spooled_name(f"{len(files):08x}{uuid.uuid4().hex[8:]}")
-            with pa.OSFile(str(file), "wb") as out, pa.ipc.new_stream(out, batches[0].schema) as writer:
-                for batch in batches:
-                    writer.write_batch(batch)
-            files[str(file)] = sender
-    except OSError as error:
-        raise SourceError(
-            f"a round of batches cannot be written to {folder}: {error}",
-            f"{GATHERED_BYTES >> 20} MiB of room",
-            "Point TMPDIR to a larger disk",
-        ) from error
-    return files
 
 
 def _as_sent(ack: SplitAck, sender: Sender) -> SplitAck:

@@ -25,6 +25,7 @@ from pipeline.snapshot import allowed, scope
 from pipeline.sources import File, Opened, find, is_remote, named_rows, normal, open_parts
 from pipeline.stores import DocumentWriter, Key, read_heads, scan_points
 from pipeline.streams.changes import pause, ticks
+from pipeline.streams.delta import is_table, watch_table
 from pipeline.streams.flight import SCHEMES, watch_flight
 from pipeline.streams.manifest import Manifest, identity, modified
 from pipeline.streams.session import Session, session
@@ -53,6 +54,8 @@ def watch(uri: str, settings: Settings, executor: Executor, stop: threading.Even
     if uri.partition("://")[0] in SCHEMES:
         return watch_flight(uri, settings, executor, stop)
     place = normal(uri)
+    if is_table(place):
+        return watch_table(place, settings, executor, stop)
     with (
         session(place, settings, executor, stop) as held,
         Manifest.open(held.folder / f"watch-{held.plan[:16]}.sqlite") as manifest,
