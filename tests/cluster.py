@@ -16,11 +16,11 @@ import psutil
 class Machine:
     """One machine of a cluster: what `ray start` starts, with ports of its own and no way out."""
 
-    def __init__(self, folder, *arguments):
+    def __init__(self, folder, *arguments, cpus=2):
         self.mark = uuid.uuid4().hex
         self.log = folder / f"{self.mark}.log"
         agent = ["--dashboard-agent-listen-port", free_port(), "--dashboard-agent-grpc-port", free_port()]
-        command = [sys.executable, "-c", RAY, "start", "--block", "--num-cpus", 2, *agent, *arguments]
+        command = [sys.executable, "-c", RAY, "start", "--block", "--num-cpus", cpus, *agent, *arguments]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [str(part) for part in command],
@@ -52,13 +52,13 @@ def free_port():
 class Head(Machine):
     """A running Ray that takes jobs, too."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, cpus=2):
         self.address = f"127.0.0.1:{free_port()}"
         self.dashboard = free_port()
         self.metrics = free_port()
         port = self.address.partition(":")[2]
         ports = ["--dashboard-port", self.dashboard, "--metrics-export-port", self.metrics]
-        super().__init__(folder, "--head", "--port", port, *ports)
+        super().__init__(folder, "--head", "--port", port, *ports, cpus=cpus)
 
     def page(self):
         """What Prometheus would read of this machine."""

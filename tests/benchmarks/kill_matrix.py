@@ -209,10 +209,10 @@ def attempt(cell: Cell, ground: Ground, folder: Path, head: Head | None, seed: s
 
 
 def run_cell(cell: Cell, ground: Ground, repeats: int, seed: int) -> list[dict[str, Any]]:
-    """All trials of a cell; a Ray of its own, as it may suffer."""
+    """All trials of a cell; on a Ray of its own, with room for two runs, as one may be frozen."""
     folder = ground.folder / str(cell).replace(" ", "-")
     folder.mkdir()
-    head = Head(folder) if cell.source == "parquet" else None
+    head = Head(folder, cpus=2 * LANES) if cell.source == "parquet" else None
     found = []
     try:
         for number in range(repeats):

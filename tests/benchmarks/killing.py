@@ -45,6 +45,7 @@ SETTINGS = {
     "run.log_level": "debug",
     "store.timeout_s": TIMEOUT_S,
     "encoder.provider": "cpu",
+    "encoder.threads": 1,
 }
 
 ENVIRONMENT = {  # of all processes; a machine that gives no sign of life for some seconds is lost
