@@ -1,0 +1,30 @@
+"""Binary codes: learned recurrent binarization and codes that need no training. numpy, until something is trained.
+
+packing      codes as bytes and as integers; exact integer scores
+binarizer    vectors → codes, the same bits on every machine
+untrained    sign, rotation, PCA, ITQ as binarizers
+quantizers   int8, int4, product quantization: what codes are compared with
+network      the binarizer in torch
+training     from float vectors and pairs to a binarizer
+graph        the binarizer in ONNX, behind an encoder
+folder       a codes folder on disk
+"""
+
+from pipeline.codes.binarizer import Binarizer, BinarizerSpec, Codes
+from pipeline.codes.folder import load_codes, save_codes
+from pipeline.codes.packing import from_values, inner_products, pack, to_values, unpack
+from pipeline.codes.untrained import make_binarizer
+
+__all__ = [
+    "Binarizer",
+    "BinarizerSpec",
+    "Codes",
+    "from_values",
+    "inner_products",
+    "load_codes",
+    "make_binarizer",
+    "pack",
+    "save_codes",
+    "to_values",
+    "unpack",
+]

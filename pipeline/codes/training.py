@@ -1,0 +1,226 @@
+"""Training codes from float vectors alone: a contrastive loss on pairs, and the ranking that the floats give.
+
+No text and no encoder is needed. The encoder's own ranking is the teacher; where no pairs are given, a vector's pair
+is one of its nearest neighbours. What is best on held-out vectors is kept, what training started from included.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.codes.binarizer import Binarizer, BinarizerSpec, to_unit
+from pipeline.codes.network import BinarizerNetwork
+from pipeline.codes.packing import to_values
+from pipeline.codes.untrained import check_sample, make_binarizer
+from pipeline.errors import EncoderError
+
+LEAST_VECTORS = 256
+
+_HELD_OUT, _MOST_HELD_OUT = 0.1, 2000
+_HARD_NEGATIVES = 5  # a row's positive stands against this many, as in the paper's code
+_RECALL_AT = 10
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How codes are trained; every field has a working default.
+
+    dims, bits: width of a plane (0: that of the vectors) and planes. start: what linear blocks begin at. hidden,
+    layers: hidden layers of a block; 0 for linear blocks, the paper has one of 2048. contrastive, distil: weights of
+    the two losses. pair_temperature, list_temperature: of the contrastive loss (the paper's), and of the floats'
+    ranking. epochs: at most; patience: epochs without a better held-out recall until it ends.
+    """
+
+    dims: int = 0
+    bits: int = 1
+    start: Literal["itq", "rotation"] = "itq"
+    hidden: int = 0
+    layers: int = 1
+    contrastive: float = 0.0
+    distil: float = 1.0
+    pair_temperature: float = 0.05
+    list_temperature: float = 0.05
+    batch: int = 512
+    learning_rate: float = 3e-4
+    epochs: int = 30
+    patience: int = 5
+    neighbours: int = 5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """What a training did: held-out recall@10 against the floats, per epoch (the first is the start's), and times."""
+
+    vectors: int
+    pairs: int
+    recall: tuple[float, ...]
+    best_epoch: int
+    seconds: float
+
+
+Watch = Callable[[int, float], None]
+"""Called after each epoch with its number and held-out recall@10."""
+
+
+def train_codes(
+    vectors: NDArray[np.float32],
+    options: TrainingOptions,
+    pairs: NDArray[np.int64] | None = None,
+    encoder_version: str = "",
+    watch: Watch = lambda _epoch, _recall: None,
+) -> tuple[Binarizer, TrainingReport]:
+    """Train a binarizer on float32[n, dims] and, if given, positive pairs of their rows int64[p, 2].
+
+    The same vectors, options and seed give the same codes on one machine with one number of threads. Raises
+    EncoderError for fewer than 256 vectors, NaN, or a dimension that is the same in all of them.
+    """
+    check_sample(vectors, LEAST_VECTORS)
+    since = time.perf_counter()
+    generator = np.random.default_rng(options.seed)
+    torch.manual_seed(options.seed)
+    unit = to_unit(vectors.astype(np.float64)).astype(np.float32)
+    held, kept = _split(len(unit), generator)
+    start = _start(vectors[kept], options)
+    spec = replace(start.spec, method="learned", encoder_version=encoder_version)
+    linked = _pairs(unit, kept, pairs, options)
+    network = BinarizerNetwork(start, options.hidden, options.layers)
+    best, history = _descend(network, spec, start, unit, linked, held, options, generator, watch)
+    report = TrainingReport(
+        len(kept), len(linked), tuple(history), int(np.argmax(history)), time.perf_counter() - since
+    )
+    return best, report
+
+
+def recall_of(binarizer: Binarizer, unit: NDArray[np.float32]) -> float:
+    """Recall@10 of float queries on codes against the floats: each vector asks for the others."""
+    codes = binarizer.planes(unit.astype(np.float64))
+    scale = binarizer.encode(unit).scale
+    scores = binarizer.project(unit) @ to_values(codes).astype(np.float32).T * scale
+    scores += (unit @ binarizer.mean)[:, None]
+    truth = unit @ unit.T
+    for matrix in (scores, truth):
+        np.fill_diagonal(matrix, -np.inf)
+    k = min(_RECALL_AT, len(unit) - 1)
+    found, right = (np.argpartition(-matrix, k - 1, axis=1)[:, :k] for matrix in (scores, truth))
+    return float(np.mean([len(np.intersect1d(*rows)) / k for rows in zip(found, right, strict=True)]))
+
+
+def _split(count: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    order = generator.permutation(count)
+    cut = min(int(count * _HELD_OUT), _MOST_HELD_OUT)
+    return order[:cut], order[cut:]
+
+
+def _start(vectors: NDArray[np.float32], options: TrainingOptions) -> Binarizer:
+    dims = options.dims or vectors.shape[1]
+    method = options.start if dims <= vectors.shape[1] and len(vectors) >= dims else "rotation"
+    return make_binarizer(method, vectors, dims, options.bits, options.seed)
+
+
+def _pairs(
+    unit: NDArray[np.float32],
+    kept: NDArray[np.int64],
+    pairs: NDArray[np.int64] | None,
+    options: TrainingOptions,
+) -> NDArray[np.int64]:
+    """Pairs int64[p, 2] of which neither is held out: those given, else each vector with its nearest ones."""
+    if pairs is not None:
+        inside = np.isin(pairs, kept).all(axis=1)
+        if not inside.any():
+            raise EncoderError(
+                f"{len(pairs)} pairs, none of them within {len(kept)} training vectors",
+                "Pairs of row numbers",
+                "Leave the pairs out: neighbours are mined then",
+            )
+        return pairs[inside]
+    rows = unit[kept]
+    near = []
+    for at in range(0, len(rows), 1024):
+        scores = rows[at : at + 1024] @ rows.T
+        scores[np.arange(len(scores)), np.arange(at, at + len(scores))] = -np.inf
+        near.append(np.argpartition(-scores, options.neighbours, axis=1)[:, : options.neighbours])
+    nearest = np.concatenate(near)
+    return np.stack([np.repeat(kept, options.neighbours), kept[nearest.ravel()]], axis=1)
+
+
+def _descend(
+    network: BinarizerNetwork,
+    spec: BinarizerSpec,
+    start: Binarizer,
+    unit: NDArray[np.float32],
+    linked: NDArray[np.int64],
+    held: NDArray[np.int64],
+    options: TrainingOptions,
+    generator: np.random.Generator,
+    watch: Watch,
+) -> tuple[Binarizer, list[float]]:
+    """Train until held-out recall no longer rises: the best binarizer, and recall before and after each epoch."""
+    rows = torch.from_numpy(unit)
+    steps = max(1, len(linked) // options.batch)
+    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
+    best = replace(start, spec=spec)
+    history = [recall_of(best, unit[held])]
+    for epoch in range(1, options.epochs + 1):
+        network.train()
+        for batch in np.array_split(generator.permutation(len(linked)), steps):
+            loss = _loss(network, rows[linked[batch, 0]], rows[linked[batch, 1]], options)
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            optimizer.step()
+            schedule.step()
+        network.eval()
+        candidate = network.fold(spec)
+        history.append(recall_of(candidate, unit[held]))
+        watch(epoch, history[-1])
+        if history[-1] == max(history) and history[-1] > max(history[:-1]):
+            best = candidate
+        if epoch - int(np.argmax(history)) >= options.patience:
+            break
+    return best, history
+
+
+def _loss(network: BinarizerNetwork, left: Tensor, right: Tensor, options: TrainingOptions) -> Tensor:
+    loss = torch.zeros(())
+    code = network(right)
+    if options.distil:
+        loss = loss + options.distil * _distil(network, left, right, code, options.list_temperature)
+    if options.contrastive:
+        other = network(left)
+        cosines = torch.nn.functional.normalize(other, dim=1) @ torch.nn.functional.normalize(code, dim=1).T
+        cosines = cosines / options.pair_temperature
+        both = _hard_pairs(cosines, left, right) + _hard_pairs(cosines.T, right, left)
+        loss = loss + options.contrastive * both
+    return loss
+
+
+def _distil(
+    network: BinarizerNetwork, queries: Tensor, unit: Tensor, code: Tensor, temperature: float
+) -> Tensor:
+    """How far the codes' ranking of a batch is from the floats' (Kullback-Leibler), float queries on codes."""
+    scores = (queries @ network.query.T) @ network.scaled(unit, code).T + (queries @ network.mean)[:, None]
+    truth = queries @ unit.T
+    itself = truth > 1 - 1e-4  # says nothing about the others, and would take the whole weight
+    student = (scores / temperature).masked_fill(itself, -1e4).log_softmax(dim=1)
+    teacher = (truth / temperature).masked_fill(itself, -1e4).log_softmax(dim=1)
+    return torch.nn.functional.kl_div(student, teacher, log_target=True, reduction="batchmean")
+
+
+def _hard_pairs(cosines: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Cross entropy of each row's positive, on the diagonal, against its highest negatives in the batch."""
+    same = (rows @ columns.T) >= (rows * columns).sum(
+        dim=1, keepdim=True
+    )  # nearer than the pair: no negative
+    negatives = cosines.masked_fill(same, -1e9).topk(min(_HARD_NEGATIVES, len(cosines) - 1), dim=1).values
+    logits = torch.cat([cosines.diagonal()[:, None], negatives], dim=1)
+    return torch.nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
