@@ -1,5 +1,6 @@
 """A watched folder: whatever happens to its files, the collection is what they say; real processes, also killed."""
 
+import logging
 import os
 import signal
 import sqlite3
@@ -17,6 +18,7 @@ import runs
 
 from pipeline.config import StoreConfig
 from pipeline.errors import UsageError
+from pipeline.ingest import history
 from pipeline.local import LocalExecutor
 from pipeline.stores import open_store
 from pipeline.streams import watch
@@ -37,8 +39,49 @@ def put(file, rows):
     fresh.replace(file)
 
 
+class Here:
+    """`watch` in a thread of this process, which costs a fraction of a process of its own."""
+
+    def __init__(self, folder, index, model, cache, max_deletes="100%"):
+        self.index, self.summary = index, None
+        to = runs.settings(
+            model, cache, f"edge:{index}", watch__max_latency_s=0.2, source__max_deletes=max_deletes
+        )
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, args=(folder, to))
+
+    def _run(self, folder, to):
+        self.summary = watch(str(folder), to, LocalExecutor(), self._stop)
+
+    def __enter__(self):
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.drained()
+
+    def settled(self, done):
+        settled(self.index, done, lambda: self._thread.is_alive())
+
+    def drained(self):
+        self._stop.set()
+        self._thread.join(DEADLINE)
+        return self.summary
+
+
+def settled(index, done, alive):
+    """Wait until the manifest says that all is done, of these files alone."""
+    deadline = time.monotonic() + DEADLINE
+    while time.monotonic() < deadline:
+        if manifest(index) == {(name, 1) for name in done}:
+            return
+        assert alive()
+        time.sleep(0.02)
+    raise AssertionError(f"{manifest(index)} is not {done}")
+
+
 class Watch:
-    """`headwater watch` in a process of its own."""
+    """`headwater watch` in a process of its own, to be killed."""
 
     def __init__(self, folder, index, model, cache, *more):
         self.index = index
@@ -57,14 +100,7 @@ class Watch:
         self.process.communicate()
 
     def settled(self, done):
-        """Wait until the manifest says that all is done, of these files alone."""
-        deadline = time.monotonic() + DEADLINE
-        while time.monotonic() < deadline:
-            if manifest(self.index) == {(name, 1) for name in done}:
-                return
-            assert self.process.poll() is None, self.process.communicate()
-            time.sleep(0.02)
-        raise AssertionError(f"{manifest(self.index)} is not {done}")
+        settled(self.index, done, lambda: self.process.poll() is None)
 
     def drained(self):
         self.process.send_signal(signal.SIGTERM)
@@ -107,30 +143,32 @@ def check(index, folder, tiny_model, encoder_cache, tmp_path):
     points.assert_same(expected(folder, tiny_model, encoder_cache, tmp_path), found)
 
 
-def test_files_that_come_change_move_and_go(folder, tiny_model, encoder_cache, tmp_path):
+def test_files_that_come_change_move_and_go(folder, tiny_model, encoder_cache, tmp_path, caplog):
+    caplog.set_level(logging.INFO, logger="pipeline.streams.watch")
     rows = documents.rows(60)
     put(folder / "a.parquet", rows[:20])
     index = tmp_path / "index"
-    with Watch(folder, index, tiny_model, encoder_cache) as watch:
-        watch.settled(["a.parquet"])
+    with Here(folder, index, tiny_model, encoder_cache) as here:
+        here.settled(["a.parquet"])
         put(folder / "b.parquet", rows[20:40])
-        watch.settled(["a.parquet", "b.parquet"])
+        here.settled(["a.parquet", "b.parquet"])
         put(
             folder / "c.parquet", [{**rows[3], "text": "another text for it."}, *rows[40:50]]
         )  # wins over a's
-        watch.settled(["a.parquet", "b.parquet", "c.parquet"])
+        here.settled(["a.parquet", "b.parquet", "c.parquet"])
         put(folder / "b.parquet", [*rows[25:40], *rows[50:60]])  # lost five, got ten
         time.sleep(0.1)
         (folder / "c.parquet").unlink()  # a's version of the document is the best again
-        watch.settled(["a.parquet", "b.parquet"])
+        here.settled(["a.parquet", "b.parquet"])
         (folder / "b.parquet").rename(folder / "d.parquet")
-        watch.settled(["a.parquet", "d.parquet"])
-        summary, lines = watch.drained()
+        here.settled(["a.parquet", "d.parquet"])
+        summary = here.drained().as_dict()
     assert summary["removed"] == 15
     assert summary["read"] == sum(
         summary[outcome] for outcome in ("indexed", "unchanged", "patched", "deleted", "stale", "rejected")
     )
-    assert {line["uri"].rpartition("/")[2] for line in lines if line["event"] == "file_searchable"} == {
+    told = [record.msg for record in caplog.records if record.msg["event"] == "file_searchable"]
+    assert {event["uri"].rpartition("/")[2] for event in told} == {
         "a.parquet", "b.parquet", "c.parquet", "d.parquet",
     }  # fmt: skip
     check(index, folder, tiny_model, encoder_cache, tmp_path)
@@ -162,16 +200,15 @@ def test_without_its_manifest_it_compares_everything(folder, tiny_model, encoder
     rows = documents.rows(60)
     put(folder / "a.parquet", rows[:40])
     put(folder / "b.parquet", rows[40:])
-    with Watch(folder, index, tiny_model, encoder_cache) as watch:
-        watch.settled(["a.parquet", "b.parquet"])
-        watch.kill()
+    with Here(folder, index, tiny_model, encoder_cache) as here:
+        here.settled(["a.parquet", "b.parquet"])
     for file in index.glob(".headwater/*/watch-*"):
         file.write_bytes(b"damaged")
     (folder / "b.parquet").unlink()
-    with Watch(folder, index, tiny_model, encoder_cache) as watch:
-        watch.settled(["a.parquet"])
-        summary, _ = watch.drained()
-    assert (summary["removed"], summary["unchanged"], summary["indexed"]) == (20, 40, 0)
+    with Here(folder, index, tiny_model, encoder_cache) as here:
+        here.settled(["a.parquet"])
+    counts = here.summary.counts
+    assert (counts.removed, counts.unchanged, counts.indexed) == (20, 40, 0)
     check(index, folder, tiny_model, encoder_cache, tmp_path)
 
 
@@ -180,20 +217,18 @@ def test_half_a_file_waits_and_too_many_deletes_are_refused(folder, tiny_model, 
     rows = documents.rows(60)
     put(folder / "a.parquet", rows[:40])
     whole = documents.write(tmp_path / "whole.parquet", rows[40:]).read_bytes()
-    with Watch(folder, index, tiny_model, encoder_cache, "--max-deletes", "10%") as watch:
-        watch.settled(["a.parquet"])
+    with Here(folder, index, tiny_model, encoder_cache, "10%") as here:
+        here.settled(["a.parquet"])
         (folder / "b.parquet").write_bytes(whole[: len(whole) // 2])
         time.sleep(1)
         assert manifest(index) == {("a.parquet", 1)}
         (folder / "b.parquet").write_bytes(whole)
-        watch.settled(["a.parquet", "b.parquet"])
+        here.settled(["a.parquet", "b.parquet"])
         (folder / "a.parquet").unlink()
         wait_for(lambda: manifest(index) is None)
         time.sleep(0.5)
-        watch.process.send_signal(signal.SIGINT)
-        out, err = watch.process.communicate(timeout=60)
-    assert watch.process.returncode == 1, err
-    assert "40 of 60 documents are in no file any more" in runs.lines(out)[0]["refused"]
+    assert here.summary.exit_code == 1
+    assert "40 of 60 documents are in no file any more" in here.summary.refused
     assert len(ids(f"edge:{index}")) == 60
 
 
@@ -201,17 +236,14 @@ def test_status_tells_up_to_when_files_are_searchable(folder, tiny_model, encode
     index = tmp_path / "index"
     put(folder / "a.parquet", [*documents.rows(3), {**documents.rows(1)[0], "id": "blank", "text": " "}])
     os.utime(folder / "a.parquet", (1_800_000_000, 1_800_000_000))
-    arguments = ["--store", f"edge:{index}", "--collection", "docs", "--json"]
-    with Watch(folder, index, tiny_model, encoder_cache) as watch:
-        watch.settled(["a.parquet"])
+    with Here(folder, index, tiny_model, encoder_cache) as here:
+        here.settled(["a.parquet"])
         wait_for(lambda: b"watched" in next(index.glob(".headwater/*/run-*.jsonl")).read_bytes())
-        (run,) = runs.lines(runs.command("status", *arguments, cache=encoder_cache).stdout)[0]
-        assert run["state"] == "running"
-        watch.process.send_signal(signal.SIGTERM)
-        out, _ = watch.process.communicate(timeout=60)
-    assert (run["watermark"], run["committed"]["indexed"]) == ("2027-01-15T08:00:00.000+00:00", 3)
-    assert watch.process.returncode == 3  # one document is rejected
-    assert runs.lines(out)[0]["dead_letter"]
+        (run,) = history(runs.settings(tiny_model, encoder_cache, f"edge:{index}"))
+        assert run.state == "running"
+    assert (run.watermark, run.committed.indexed) == ("2027-01-15T08:00:00.000+00:00", 3)
+    assert here.summary.exit_code == 3  # one document is rejected
+    assert here.summary.dead_letter
 
 
 def test_what_cannot_be_watched_is_a_mistake_of_the_user(folder, tiny_model, encoder_cache, tmp_path):
