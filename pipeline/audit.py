@@ -28,6 +28,7 @@ from pipeline.snapshot import present_ids, scope
 from pipeline.sources import Source, open_source, read_split
 from pipeline.stores import (
     Head,
+    Purpose,
     Store,
     Suppressions,
     Tombstones,
@@ -115,7 +116,7 @@ def audit(uri: str, settings: Settings, observe: Observer = lambda _: None) -> A
         raise _nothing(settings)
     with (
         tempfile.TemporaryDirectory(prefix="headwater-") as scratch,
-        closing(open_store(settings.store, f"audit of {settings.store.collection!r}")) as store,
+        closing(open_store(settings.store, Purpose.AUDIT)) as store,
     ):
         return sum((found.audit for found in _examine(uri, settings, store, Path(scratch), observe)), Audit())
 
@@ -162,7 +163,7 @@ def _mend(uri: str, settings: Settings, stop: threading.Event, observe: Observer
     total = Audit()
     with (
         tempfile.TemporaryDirectory(prefix="headwater-") as scratch,
-        closing(open_store(settings.store, f"repair of {name!r}")) as store,
+        closing(open_store(settings.store, Purpose.REPAIR)) as store,
         hold(store, name, "", settings.run.lease_s, stop) as lease,
     ):
         physical = check_collection(store, settings, contract)

@@ -12,7 +12,7 @@ from pipeline.encoders import Encoder, load_encoder
 from pipeline.errors import HeadwaterError, SourceError
 from pipeline.job import check_collection, make_chunker, make_contract
 from pipeline.sources import open_source
-from pipeline.stores import open_store, store_exists
+from pipeline.stores import Purpose, open_store, store_exists
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ def _source(settings: Settings, uri: str) -> str:
 def _store(settings: Settings, encoder: Encoder) -> str:
     if not store_exists(settings.store):
         return f"{settings.store.url} is empty; ingest makes it"
-    store = open_store(settings.store.model_copy(update={"retries": 1}), "doctor")  # who asks wants to know now
+    soon = settings.store.model_copy(update={"retries": 1})  # who asks wants to know now
+    store = open_store(soon, Purpose.CHECK)
     try:
         if not settings.store.collection:
             return f"{settings.store.url} answers"

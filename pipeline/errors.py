@@ -22,6 +22,7 @@ HeadwaterError
     │   └── PointTooLarge     one point is more than the store takes in a request; carries point_id
     ├── DeletesRefused        a snapshot lacks more documents than may be removed
     ├── LeaseLost             another run has taken the collection over
+    ├── CountMismatch         the collection does not hold what a run counted
     ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
     └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
 """
@@ -130,12 +131,15 @@ class StoreError(TerminalError):
 
 
 class StoreHeld(StoreError):
-    """Another process has the store's folder open; `purpose` is what it said it is for, "" if unknown."""
+    """Another process has the store's folder open, for this purpose on this collection; "": that is unknown."""
 
-    def __init__(self, got: str, need: str = "", do: str = "", purpose: str = "") -> None:
+    def __init__(
+        self, got: str, need: str = "", do: str = "", purpose: str = "", collection: str = ""
+    ) -> None:
         super().__init__(got, need, do)
-        self.args = (got, need, do, purpose)
+        self.args = (got, need, do, purpose, collection)
         self.purpose = purpose
+        self.collection = collection
 
 
 class StoreUnauthorized(StoreError):
@@ -161,6 +165,10 @@ class DeletesRefused(TerminalError):
 
 class LeaseLost(TerminalError):
     """Another run has taken the collection over; what was committed stands."""
+
+
+class CountMismatch(TerminalError):
+    """After a run the collection does not hold as many documents and points as the run's trailers add up to."""
 
 
 class CollectionMismatch(TerminalError):

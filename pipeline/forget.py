@@ -20,6 +20,7 @@ from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.job import check_target
 from pipeline.stores import (
+    Purpose,
     Store,
     Subject,
     Suppressions,
@@ -115,7 +116,7 @@ def _held(settings: Settings) -> Iterator[Store]:
     )
     if not store_exists(settings.store):
         raise missing
-    store = open_store(settings.store, f"forget in {alias!r}")
+    store = open_store(settings.store, Purpose.FORGET)
     try:
         if not holders(store, alias):
             raise missing

@@ -17,14 +17,25 @@ from pipeline import logs, metrics
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import prepare_encoder
-from pipeline.errors import CollectionHeld, DeletesRefused, LeaseLost, StoreHeld
+from pipeline.errors import CollectionHeld, CountMismatch, DeletesRefused, LeaseLost, StoreHeld
 from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, open_source
-from pipeline.stores import Lease, Store, Suppressions, collection, folder_of, guarded, hold
+from pipeline.stores import (
+    Lease,
+    Purpose,
+    Store,
+    Suppressions,
+    collection,
+    count_stored,
+    folder_of,
+    guarded,
+    hold,
+)
 from pipeline.summary import Summary
 from pipeline.sync import Header, Ledger, Run, now, plan_hash, runs, write_rejected
+from pipeline.verify import check_held
 
 NOTHING_DONE = "Nothing was done here; run again when it has ended"
 log = logs.logger(__name__)
@@ -35,7 +46,7 @@ RUN_KEY = "headwater_run"  # in the collection's metadata: the run that wrote to
 class Executor(Protocol):
     """Runs splits on lanes. It owns the lanes and the store, and decides who may open it."""
 
-    def open_store(self, config: StoreConfig, purpose: str) -> Store:
+    def open_store(self, config: StoreConfig, purpose: Purpose) -> Store:
         """The store as the driver sees it; lanes may share it or open their own. Others are told the purpose."""
 
     def run(
@@ -65,7 +76,8 @@ def ingest(
 
     After a crash at any moment, the same call ends with exactly the points of an uninterrupted run; splits whose
     acknowledgement was committed are not read again. Raises CollectionHeld where another run works on the
-    collection, LeaseLost where one has taken it over meanwhile, and HeadwaterError where nothing sensible can go on.
+    collection, LeaseLost where one has taken it over meanwhile, CountMismatch where the collection afterwards does not
+    hold what was counted, and HeadwaterError where nothing sensible can go on.
     """
     began = time.perf_counter()
     check_target(settings)
@@ -87,6 +99,7 @@ def ingest(
         if lease:
             lease.run = job.run
         with _failing(ledger):
+            was_empty = bool(lease) and not len(ledger) and not count_stored(store, job.collection).points
             book = _index(
                 source, job, Book(ledger, store, source.splits, settings.run), executor, stop, observe
             )
@@ -94,7 +107,7 @@ def ingest(
                 observe(Progress("comparing with the store"))
                 _remove_absent(source, job, store, book, Path(scratch), stop, observe)
             if lease:
-                lease.check()
+                _verify(job, store, book, lease, was_empty and not (stop.is_set() or book.failed))
             summary = _sum_up(source, job, ledger, book, stop, time.perf_counter() - began)
         ledger.end(summary.as_dict())
         if summary.exit_code in (0, 3):
@@ -110,12 +123,12 @@ def hold_collection(
 
     A stop ends the wait for a lease, with CollectionHeld too.
     """
-    name, purpose = settings.store.collection, f"ingest into {settings.store.collection!r}"
+    name = settings.store.collection
     try:
-        store = executor.open_store(settings.store, purpose)
+        store = executor.open_store(settings.store, Purpose.INGEST)
         lease = stack.enter_context(hold(store, name, settings.run.id, settings.run.lease_s, stop))
     except StoreHeld as held:
-        if held.purpose != purpose:
+        if (held.purpose, held.collection) != (Purpose.INGEST, name):
             raise
         raise CollectionHeld(held.got, "One run at a time", NOTHING_DONE) from held
     if lease is None:
@@ -208,6 +221,16 @@ def _remove_absent(
         book.refused = str(refused)
     else:
         book.add_removed(gone)
+
+
+def _verify(job: Job, store: Store, book: Book, lease: Lease, was_empty: bool) -> None:
+    """Check that the collection holds what the trailers say; if not, nothing of this run is believed any more."""
+    lease.check()
+    try:
+        check_held(store, job.collection, book.counts - book.earlier, was_empty)
+    except CountMismatch:
+        store.update_collection(job.collection, metadata={RUN_KEY: ""})  # so that no ledger is resumed
+        raise
 
 
 def _sum_up(

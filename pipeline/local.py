@@ -12,7 +12,7 @@ from pipeline.errors import LaneHung, TransientError
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.schemas import Split, SplitAck
-from pipeline.stores import Store, open_store
+from pipeline.stores import Purpose, Store, open_store
 from pipeline.work import CREDITS, Work
 
 
@@ -52,7 +52,7 @@ class LocalExecutor:
         self._lane: Lane | None = None
         self._stopped = False  # the lane takes no more splits
 
-    def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
+    def open_store(self, config: StoreConfig, purpose: Purpose | None = None) -> Store:
         """Open the store the lane will write to."""
         self._store = open_store(config, purpose)
         return self._store

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import psutil
 
+_DEATH_S = 10.0
 _SAME_START_S = 5.0  # boot time is known to the second; a number is not given out again that fast
 
 
@@ -63,6 +67,19 @@ class Owner:
             return not _signalled(self.pid)  # /proc may hide the processes of others
         except psutil.AccessDenied:
             return False
+
+    def kill(self) -> bool:
+        """End the process with SIGKILL, also a stopped one, if it is one of this machine; whether it is gone then.
+
+        A process that got its number later is left alone.
+        """
+        if self.near and not self.gone():
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(self.pid, signal.SIGKILL)
+        until = time.monotonic() + _DEATH_S
+        while self.near and not self.gone() and time.monotonic() < until:
+            time.sleep(0.02)
+        return self.gone()
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}"

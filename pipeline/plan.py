@@ -19,7 +19,7 @@ from pipeline.lane import split_windows
 from pipeline.lane.windows import Window, token_arrays
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import open_source
-from pipeline.stores import open_store, store_exists
+from pipeline.stores import Purpose, open_store, store_exists
 
 SAMPLE_PER_WINDOW = 16  # chunks: the sample is spread over the source, not taken from its first documents
 SAMPLE_CHUNKS = 256
@@ -116,7 +116,7 @@ class _Tally:
 def _collection_exists(settings: Settings, encoder: Encoder, chunker: Chunker) -> bool:
     if not store_exists(settings.store):
         return False
-    store = open_store(settings.store, f"plan for {settings.store.collection!r}")
+    store = open_store(settings.store, Purpose.PLAN)
     try:
         contract = make_contract(settings, encoder.spec, chunker.version)
         return check_collection(store, settings, contract) is not None

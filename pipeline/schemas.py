@@ -164,6 +164,9 @@ class Counts:
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
+    def __sub__(self, other: Counts) -> Counts:
+        return Counts(*(getattr(self, f.name) - getattr(other, f.name) for f in fields(self)))
+
     def verify(self) -> None:
         """Raise BrokenInvariant unless documents in equal documents out, and chunks equal points."""
         out = self.indexed + self.unchanged + self.patched + self.deleted + self.stale + self.rejected

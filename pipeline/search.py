@@ -22,6 +22,7 @@ from pipeline.stores import (
     Filter,
     Hit,
     Profile,
+    Purpose,
     Store,
     collection,
     nearest,
@@ -84,7 +85,7 @@ class Reader:
         )
         if not store_exists(store_config):
             raise missing
-        store = open_store(store_config, f"search in {alias!r}")
+        store = open_store(store_config, Purpose.SEARCH)
         try:
             physical = collection.resolve(store, alias)
             if physical is None:

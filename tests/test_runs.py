@@ -13,7 +13,7 @@ from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, LeaseLost, StoreUnavailable, UsageError
 from pipeline.ingest import RUN_KEY, history, ingest
 from pipeline.local import LocalExecutor
-from pipeline.stores import Lease, collection, open_store
+from pipeline.stores import Lease, Purpose, collection, open_store
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ def test_two_runs_as_two_commands(tiny_model, encoder_cache, tmp_path):
 
 
 def test_a_folder_held_for_another_purpose_is_an_error(source, to, tmp_path):
-    store = open_store(StoreConfig(url=f"edge:{tmp_path}/index"), "search")
+    store = open_store(StoreConfig(url=f"edge:{tmp_path}/index"), Purpose.SEARCH)
     done = runs.command(
         "ingest", source, "--store", f"edge:{tmp_path}/index", "--collection", "docs", cache=tmp_path
     )

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from qdrant_client import models
 from qdrant_server import Server, running
+from real_qdrant import open_real
 
 from pipeline.config import StoreConfig
 from pipeline.errors import StoreError, UsageError
@@ -40,8 +41,13 @@ def server(tmp_path_factory) -> Iterator[Server]:
         yield started
 
 
-@pytest.fixture(params=["memory", "local", "edge", "grpc", "rest"])
+@pytest.fixture(params=["memory", "local", "edge", "grpc", "rest", "real"])
 def store(request, tmp_path) -> Iterator[Store]:
+    if request.param == "real":
+        real = open_real(batch_points=3)
+        yield real
+        real.close()
+        return
     match request.param:
         case "memory":
             config = StoreConfig(url="memory:", batch_points=3)

@@ -23,7 +23,7 @@ from pipeline.errors import StoreError, StoreFull, StoreHeld, UsageError
 from pipeline.stores import Points, collection, nearest, open_store, store_exists
 from pipeline.stores.edge import EdgeStore, edge_error
 from pipeline.stores.edge_folder import CATALOGUE
-from pipeline.stores.folder_lock import LOCK
+from pipeline.stores.folder_lock import LOCK, Purpose
 from pipeline.stores.local import LocalStore
 
 WRITER = """
@@ -31,8 +31,9 @@ import sys, uuid, numpy as np
 from pathlib import Path
 from qdrant_client import models
 from pipeline.stores.edge import EdgeStore
+from pipeline.stores.folder_lock import Claim, Purpose
 from pipeline.stores.points import Points
-store = EdgeStore.open(Path(sys.argv[1]), batch_points=20, purpose="ingest into 'häuser'")
+store = EdgeStore.open(Path(sys.argv[1]), batch_points=20, claim=Claim(Purpose.INGEST, "häuser"))
 if not store.collection_exists("c"):
     store.create_collection("c", models.VectorParams(size=8, distance="Dot"))
 print("ready", flush=True)
@@ -76,9 +77,9 @@ def test_another_process_is_told_who_holds_the_folder(tmp_path):
     process = start_writer(tmp_path)
     try:
         with pytest.raises(StoreHeld) as refused:
-            open_store(StoreConfig(url=f"edge:{tmp_path}"), "search")
+            open_store(StoreConfig(url=f"edge:{tmp_path}"), Purpose.SEARCH)
         assert f"process {process.pid} on {os.uname().nodename} (ingest into 'häuser')" in refused.value.got
-        assert refused.value.purpose == "ingest into 'häuser'"
+        assert (refused.value.purpose, refused.value.collection) == (Purpose.INGEST, "häuser")
         assert str(tmp_path) in refused.value.got
         assert "Wait for it" in refused.value.do
     finally:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from qdrant_client import models
+from real_qdrant import open_real
 
 from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, StoreUnavailable
@@ -16,9 +17,11 @@ from pipeline.stores import lease as leases
 FAR = replace(Owner.here(), machine="another machine", host="far", pid=4)
 
 
-@pytest.fixture(params=["memory", "edge", "grpc", "rest"])
+@pytest.fixture(params=["memory", "edge", "grpc", "rest", "real"])
 def store(request, tmp_path):
-    if request.param == "memory":
+    if request.param == "real":
+        store = open_real()
+    elif request.param == "memory":
         store = open_store(StoreConfig(url="memory:"))
     elif request.param == "edge":
         store = open_store(StoreConfig(url=f"edge:{tmp_path}/index"))

@@ -22,8 +22,8 @@ WRITER = """
 import sys, uuid, numpy as np
 from pathlib import Path
 from pipeline.config import StoreConfig
-from pipeline.stores import Points, collection, open_store
-store = open_store(StoreConfig(url=f"local:{sys.argv[1]}"), "ingest into 'docs'")
+from pipeline.stores import Points, Purpose, collection, open_store
+store = open_store(StoreConfig(url=f"local:{sys.argv[1]}", collection="docs"), Purpose.INGEST)
 if not store.collection_exists("docs"):
     collection.create(store, "docs", StoreConfig(), 8, {"headwater": {"a": 1}})
 print("ready", flush=True)
@@ -94,7 +94,7 @@ def test_another_process_is_told_who_holds_the_folder_and_what_for(tmp_path):
     try:
         with pytest.raises(StoreHeld, match=rf"process {process.pid} .*\(ingest into 'docs'\)") as refused:
             open_store(url(tmp_path))
-        assert refused.value.purpose == "ingest into 'docs'"
+        assert (refused.value.purpose, refused.value.collection) == ("ingest into", "docs")
         with pytest.raises(RuntimeError, match="already accessed"):
             QdrantClient(path=str(tmp_path))
     finally:

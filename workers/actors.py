@@ -18,8 +18,9 @@ from pipeline import logs, metrics
 from pipeline.config import StoreConfig
 from pipeline.job import Job
 from pipeline.lane import Lane
+from pipeline.owner import Owner
 from pipeline.schemas import Split, SplitAck
-from pipeline.stores import Store, open_store
+from pipeline.stores import Purpose, Seat, Store, open_store
 from workers.metrics import RaySink
 
 
@@ -89,13 +90,17 @@ class LaneActor:
 class StoreActor:
     """The one process that holds a store's folder while lanes elsewhere feed it.
 
-    Killed and restarted, it finds every write it had acknowledged.
+    Killed and restarted, it finds every write it had acknowledged, and in the folder its predecessor in the same seat,
+    if that one still lives.
     """
 
-    def __init__(self, config: StoreConfig, folder: str, purpose: str = "") -> None:
+    def __init__(
+        self, config: StoreConfig, folder: str, purpose: Purpose | None = None, seat: Seat | None = None
+    ) -> None:
         self._config = config
         self._folder = folder
         self._purpose = purpose
+        self._seat = seat
         self._store: Store | None = None
         self._opening = threading.Lock()  # lanes call at the same time, and only one may take the folder
 
@@ -104,15 +109,15 @@ class StoreActor:
         with _crossing():
             return getattr(self._opened(), method)(*arguments, **keywords)
 
-    def process_id(self) -> int:
-        """The process that holds the store."""
-        return os.getpid()
+    def owner(self) -> Owner:
+        """The process that holds the store; an answer is a sign of life, too."""
+        return Owner.here()
 
     def _opened(self) -> Store:
         with self._opening:
             if self._store is None:
                 _enter(self._folder)
-                self._store = open_store(self._config, self._purpose)
+                self._store = open_store(self._config, self._purpose, self._seat)
             return self._store
 
 

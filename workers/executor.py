@@ -15,13 +15,13 @@ from pipeline import metrics
 from pipeline.config import Settings, StoreConfig
 from pipeline.job import Job
 from pipeline.schemas import Split, SplitAck
-from pipeline.stores import Store, folder_of, open_store
+from pipeline.stores import Purpose, Store, folder_of, open_store
 from pipeline.work import Work
 from workers.actors import Place
 from workers.cluster import connect, nodes, share, with_threads
 from workers.metrics import RaySink
 from workers.pool import Done, Failed, Lost, Pool
-from workers.store import RemoteStore, open_remote
+from workers.store import StoreProcess, open_remote
 
 
 class RayExecutor:
@@ -35,17 +35,17 @@ class RayExecutor:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._connected = False
-        self._store: RemoteStore | None = None
+        self._store: StoreProcess | None = None
         self._server: Store | None = None
         self._pool: Pool | None = None
 
-    def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
+    def open_store(self, config: StoreConfig, purpose: Purpose | None = None) -> Store:
         """A server is opened by every lane for itself; a folder is held by one actor that all feed."""
         self._connected = connect()
         metrics.send_to(RaySink(config.collection))
         if folder_of(config.url):
             self._store = open_remote(config, purpose)
-            return self._store.as_store()
+            return self._store.store
         self._server = open_store(config, purpose)
         return self._server
 
@@ -57,7 +57,7 @@ class RayExecutor:
         parts = replace(parts, lanes=min(parts.lanes, len(splits)))
         job = replace(job, settings=with_threads(job.settings, parts.threads))
         work = Work(splits, self._settings.run.split_attempts, parts.lanes)
-        store = self._store.as_store() if self._store else None
+        store = self._store.store if self._store else None
         self._pool = pool = Pool(job, store, parts, self._settings.run.split_deadline_s)
         try:
             yield from self._drive(work, pool, stop)

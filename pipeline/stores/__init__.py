@@ -23,12 +23,13 @@ profiles.py     where payloads keep text and metadata, by the client that reads 
 from pipeline.stores.connect import folder_of, open_store, store_exists
 from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
+from pipeline.stores.folder_lock import Purpose, Seat
 from pipeline.stores.heads import MARKS, Head, Key, read_heads
 from pipeline.stores.lease import Lease, guarded, hold
 from pipeline.stores.nearest import Hit, nearest
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
-from pipeline.stores.scan import scan_heads, scan_points
+from pipeline.stores.scan import Held, count_stored, scan_heads, scan_points
 from pipeline.stores.store import Store
 from pipeline.stores.suppressions import Subject, Suppressions
 from pipeline.stores.tombstones import Tombstones
@@ -41,17 +42,21 @@ __all__ = [
     "DocumentWriter",
     "Filter",
     "Head",
+    "Held",
     "Hit",
     "Key",
     "Lease",
     "Points",
     "Profile",
+    "Purpose",
+    "Seat",
     "Store",
     "Subject",
     "Suppressions",
     "Tombstones",
     "Written",
     "count_held",
+    "count_stored",
     "folder_of",
     "guarded",
     "hold",

@@ -10,6 +10,7 @@ from pipeline.config import StoreConfig
 from pipeline.errors import UsageError
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.edge_folder import CATALOGUE as EDGE_CATALOGUE
+from pipeline.stores.folder_lock import Claim, Purpose, Seat
 from pipeline.stores.local import CATALOGUE as LOCAL_CATALOGUE
 from pipeline.stores.local import LocalStore, memory_store
 from pipeline.stores.server import ServerStore
@@ -23,18 +24,20 @@ _CATALOGUES = {
 }  # stores in a folder, and what shows that it is one
 
 
-def open_store(config: StoreConfig, purpose: str = "") -> Store:
+def open_store(config: StoreConfig, purpose: Purpose | None = None, seat: Seat | None = None) -> Store:
     """Open the store that `config.url` names.
 
     Raises UsageError for a URL of no known form, StoreHeld for a folder that another process holds; it is told
-    the `purpose` that this one gave. Servers are first spoken to by the first call.
+    the `purpose` that this one gave, and makes way if it sits in this one's `seat`. Servers are first spoken to by
+    the first call.
     """
     scheme, _, place = config.url.partition(":")
     if folder := folder_of(config.url):
         _check_kind(scheme, folder)
+        claim = Claim(purpose, config.collection, seat)
         if scheme == "edge":
-            return EdgeStore.open(folder, config.batch_points, purpose)
-        return LocalStore.open(folder, purpose)
+            return EdgeStore.open(folder, config.batch_points, claim)
+        return LocalStore.open(folder, claim)
     match scheme:
         case "memory":
             return memory_store(place)

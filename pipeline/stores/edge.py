@@ -18,7 +18,7 @@ from qdrant_client.http.models import QueryResponse
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
 from pipeline.stores import edge_models as to
 from pipeline.stores.edge_folder import Catalogue
-from pipeline.stores.folder_lock import FolderLock
+from pipeline.stores.folder_lock import Claim, FolderLock
 from pipeline.stores.points import Points
 from pipeline.stores.store import VectorsConfig
 
@@ -48,12 +48,12 @@ class EdgeStore:
         self._guard = threading.RLock()  # catalogue and shards; the engine is thread-safe by itself
 
     @classmethod
-    def open(cls, folder: Path, batch_points: int = 256, purpose: str = "") -> EdgeStore:
+    def open(cls, folder: Path, batch_points: int = 256, claim: Claim = Claim()) -> EdgeStore:
         """Lock the folder and read its catalogue; raises StoreHeld where another process holds it.
 
-        `purpose` is what that process is told, if it is ours that holds the folder.
+        `claim` is what other processes are told while this one holds the folder.
         """
-        lock = FolderLock.take(folder, purpose)
+        lock = FolderLock.take(folder, claim)
         try:
             return cls(folder, lock, Catalogue.read(folder), batch_points)
         except BaseException:

@@ -18,7 +18,7 @@ from qdrant_client.http.models import QueryResponse
 
 from pipeline import logs
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
-from pipeline.stores.folder_lock import FolderLock, held_by_another
+from pipeline.stores.folder_lock import Claim, FolderLock, held_by_another
 from pipeline.stores.points import Points
 from pipeline.stores.store import VectorsConfig, payload_keys
 
@@ -48,9 +48,9 @@ class LocalStore:
         self._relax()
 
     @classmethod
-    def open(cls, folder: Path, purpose: str = "") -> LocalStore:
+    def open(cls, folder: Path, claim: Claim = Claim()) -> LocalStore:
         """Lock the folder and read all of it into memory; raises StoreHeld where another program holds it."""
-        held = FolderLock.take(folder, purpose)
+        held = FolderLock.take(folder, claim)
         try:
             client = _client(folder)
             log.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from qdrant_client import models
@@ -11,6 +12,24 @@ from pipeline.stores.profiles import CHUNK_INDEX, NAMESPACE, OURS
 from pipeline.stores.store import Store
 
 _PAGE = 1000
+
+
+@dataclass(frozen=True)
+class Held:
+    """How many documents, by their heads, and points of ours a collection holds."""
+
+    documents: int
+    points: int
+
+
+def count_stored(store: Store, collection_name: str) -> Held:
+    """What a collection holds of ours, exactly, by two counts over an index; points that others made do not count."""
+    head = models.FieldCondition(key=CHUNK_INDEX, match=models.MatchValue(value=0))
+    chunk = models.FieldCondition(key=CHUNK_INDEX, range=models.Range(gte=0))
+    documents, points = (
+        store.count(collection_name, models.Filter(must=[condition])).count for condition in (head, chunk)
+    )
+    return Held(documents, points)
 
 
 def scan_heads(store: Store, collection_name: str, namespace: str | None) -> Iterator[list[str]]:

@@ -12,7 +12,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,19 +76,13 @@ class Ledger:
         changed what we remember as done, so then nothing is resumed. A run that was named (`plan.run`) and is
         finished stays finished, whoever wrote since. Raises UsageError where a run of that name had another plan.
         """
-        try:
+        with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             ledger = cls._resume(run_file(folder, plan.run or last_run), plan, last_run)
             if ledger is None:  # one without a commit is false
                 ledger = cls._begin(folder, plan)
             if ledger.finished is None:
                 ledger._append({"attempt": Owner.here().as_dict(), "at": now()})
-        except OSError as error:
-            raise StoreError(
-                f"the ledger in {folder} cannot be written: {error}",
-                "A folder to remember what is done",
-                "Name one with --set run.state=DIR",
-            ) from error
         return ledger
 
     @classmethod
@@ -137,8 +131,11 @@ class Ledger:
         return len(self._done)
 
     def commit(self, acks: Iterable[tuple[Split, SplitAck]]) -> None:
-        """Record complete splits; call it only after the store is durable. Returns after fsync."""
-        with self.file.open("ab") as out:
+        """Record complete splits; call it only after the store is durable. Returns after fsync.
+
+        Raises StoreError where the disk is full: the splits are run again, to the same points.
+        """
+        with writing(self.file), self.file.open("ab") as out:
             for split, ack in acks:
                 key = split_key(split)
                 self._done[key] = out.tell()
@@ -152,7 +149,7 @@ class Ledger:
 
     def fail(self, error: str) -> None:
         """Record, where that can be written, that an error ended this attempt; the next one resumes."""
-        with suppress(OSError):
+        with suppress(StoreError):
             self._append({"ended": {"error": error}, "at": now()})
 
     @property
@@ -161,7 +158,7 @@ class Ledger:
         return dead_letter_of(self.file)
 
     def _append(self, entry: dict[str, Any]) -> None:
-        with self.file.open("ab") as out:
+        with writing(self.file), self.file.open("ab") as out:
             out.write(line(entry))
             out.flush()
             os.fsync(out.fileno())
@@ -185,6 +182,19 @@ class Ledger:
                 if at is not None:
                     lines.seek(at)
                     yield json.loads(lines.readline())
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Raise StoreError where what a run remembers cannot be written in the block, for want of room or of the right."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"what the run remembers cannot be written to {place}: {error.strerror or error}",
+            "A folder to write to, and room on its disk",
+            "Free some space, or name a folder with --set run.state=DIR, and run again: nothing is lost",
+        ) from error
 
 
 def plan_hash(*parts: Any) -> str:  # noqa: ANN401 - any JSON values

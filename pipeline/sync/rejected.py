@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.schemas import Rejected
+from pipeline.sync.ledger import writing
 
 _COLUMNS: list[tuple[str, pa.DataType]] = [
     ("namespace", pa.string()),  # null where the row does not say it
@@ -27,7 +28,8 @@ REJECTED = pa.schema(_COLUMNS)
 def write_rejected(file: Path, rejected: Iterable[Rejected]) -> int:
     """Write the dead-letter file in bounded memory and return how many documents it holds.
 
-    The file appears whole or not at all; none appears where nothing was rejected.
+    The file appears whole or not at all; none appears where nothing was rejected. Raises StoreError where the disk is
+    full.
     """
     rows = iter(rejected)
     first = list(itertools.islice(rows, 10_000))
@@ -36,10 +38,11 @@ def write_rejected(file: Path, rejected: Iterable[Rejected]) -> int:
         return 0
     written = 0
     fresh = file.with_suffix(".new")
-    with pq.ParquetWriter(fresh, REJECTED) as out:
-        while first:
-            out.write_batch(pa.RecordBatch.from_pylist([vars(row) for row in first], schema=REJECTED))
-            written += len(first)
-            first = list(itertools.islice(rows, 10_000))
-    fresh.replace(file)
+    with writing(file):
+        with pq.ParquetWriter(fresh, REJECTED) as out:
+            while first:
+                out.write_batch(pa.RecordBatch.from_pylist([vars(row) for row in first], schema=REJECTED))
+                written += len(first)
+                first = list(itertools.islice(rows, 10_000))
+        fresh.replace(file)
     return written
