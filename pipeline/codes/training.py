@@ -47,11 +47,11 @@ class TrainingOptions:
     contrastive: float = 0.0
     distil: float = 1.0
     pair_temperature: float = 0.05
-    list_temperature: float = 0.05
+    list_temperature: float = 0.1
     batch: int = 512
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-4
     epochs: int = 30
-    patience: int = 5
+    patience: int = 10
     neighbours: int = 5
     seed: int = 0
 

@@ -91,6 +91,13 @@ def retrieval_metrics(run: Mapping[str, Sequence[str]], qrels: Qrels) -> dict[st
     count by grade; recall asks for relevance 1 or more.
     Raises UsageError where no query has a relevant document.
     """
+    each = query_metrics(run, qrels)
+    means = {name: sum(of[name] for of in each.values()) / len(each) for name in MEASURES}
+    return {**means, "queries": len(each)}
+
+
+def query_metrics(run: Mapping[str, Sequence[str]], qrels: Qrels) -> dict[str, dict[str, float]]:
+    """What `retrieval_metrics` takes the means of: query id → measure → value, in the order of the judgements."""
     judged = {
         query: {document: max(0, relevance) for document, relevance in documents.items()}
         for query, documents in qrels.items()
@@ -113,12 +120,12 @@ def retrieval_metrics(run: Mapping[str, Sequence[str]], qrels: Qrels) -> dict[st
         for query, documents in judged.items()
         for document, relevance in documents.items()
     ]
-    totals = dict.fromkeys(MEASURES.values(), 0.0)
+    each = {query: dict.fromkeys(MEASURES, 0.0) for query in judged}
+    names = {measure: name for name, measure in MEASURES.items()}
     if scored:
-        for metric in ir_measures.pytrec_eval.iter_calc(list(totals), judgements, scored):
-            totals[metric.measure] += metric.value
-    means = {name: totals[measure] / len(judged) for name, measure in MEASURES.items()}
-    return {**means, "queries": len(judged)}
+        for metric in ir_measures.pytrec_eval.iter_calc(list(names), judgements, scored):
+            each[metric.query_id][names[metric.measure]] = metric.value
+    return each
 
 
 def read_queries(file: Path) -> tuple[list[str], list[str]]:

@@ -1,0 +1,251 @@
+"""How much of the floats' quality codes keep: recall against the floats and nDCG on judgements, at equal bytes.
+
+Every method ranks the same vectors for the same queries, so differences are paired by query: their intervals come
+from resampling queries within each set.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.codes import Binarizer, to_values, unpack
+from pipeline.evaluation.retrieval import Qrels, query_metrics, rank
+
+DEPTH = 100
+OVERSAMPLING = 4  # candidates for the last rescore by floats, a wanted result
+_RESAMPLES = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedVectors:
+    """A judged set, embedded: float32[·, dims] for chunks and queries, each chunk's document number from 0."""
+
+    name: str
+    documents: NDArray[np.float32]
+    owners: NDArray[np.int64]
+    ids: Sequence[str]
+    queries: NDArray[np.float32]
+    query_ids: Sequence[str]
+    qrels: Qrels
+
+
+Ranked = NDArray[np.int64]
+"""Document numbers int64[queries, n], best first; −1 where a method found fewer."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to rank: `bytes` is what a vector takes in memory, rank(set, k) gives the k best documents a query.
+
+    trained: "no" for codes that need no training.
+    """
+
+    name: str
+    bytes: int
+    rank: Callable[[JudgedVectors, int], Ranked]
+    trained: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """One method on one set, a value a judged query: nDCG@10, recall@10 and @100 of what the floats find.
+
+    `rescored` the same after the best OVERSAMPLING · 10 documents were ranked again by the floats.
+    """
+
+    method: Method
+    ndcg: NDArray[np.float64]
+    recall10: NDArray[np.float64]
+    recall100: NDArray[np.float64]
+    rescored_ndcg: NDArray[np.float64]
+    rescored_recall10: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method over all sets; means over sets of means over queries.
+
+    kept, rescored_kept: nDCG@10 as a share of the floats', without and with rescore; low, high: 95 % interval of
+    `kept`; gain, rescored_gain: nDCG@10 over the best untrained method of no more bytes, with their 95 % intervals.
+    """
+
+    method: str
+    bytes: int
+    trained: bool
+    ndcg: float
+    kept: float
+    kept_interval: tuple[float, float]
+    recall10: float
+    recall100: float
+    rescored_kept: float
+    rescored_recall10: float
+    gain: float | None = None
+    gain_interval: tuple[float, float] | None = None
+    rescored_gain: float | None = None
+    rescored_gain_interval: tuple[float, float] | None = None
+
+
+def floats(width: int) -> Method:
+    """The vectors themselves, which all else is measured against."""
+
+    def ranked(judged: JudgedVectors, k: int) -> Ranked:
+        return rank(judged.queries, judged.documents, judged.owners, k)[0]
+
+    return Method("float32", 4 * width, ranked)
+
+
+def coded(
+    name: str, make: Callable[[JudgedVectors], Binarizer], query: Literal["code", "float"], size: int
+) -> Method:
+    """Rank by codes: coded queries (symmetric) or float ones. `make` gives the binarizer for a set's vectors."""
+
+    def ranked(judged: JudgedVectors, k: int) -> Ranked:
+        binarizer = make(judged)
+        bits = binarizer.spec.bits
+        codes = binarizer.encode(judged.documents)
+        documents = to_values(unpack(codes.packed, bits)).astype(np.float32)
+        if query == "float":
+            return rank(
+                binarizer.project(judged.queries), documents * codes.scale[:, None], judged.owners, k
+            )[0]
+        documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+        queries = to_values(unpack(binarizer.encode(judged.queries).packed, bits)).astype(np.float32)
+        return rank(queries, documents, judged.owners, k)[0]
+
+    return Method(name, size, ranked, name.startswith("learned"))
+
+
+def restored(
+    name: str,
+    make: Callable[[JudgedVectors], tuple[NDArray[np.float32], NDArray[np.float32]]],
+    size: int,
+) -> Method:
+    """Rank float queries on compressed vectors as they come back: `make` gives queries and documents."""
+
+    def ranked(judged: JudgedVectors, k: int) -> Ranked:
+        queries, documents = make(judged)
+        return rank(queries, documents, judged.owners, k)[0]
+
+    return Method(name, size, ranked)
+
+
+def measure(method: Method, judged: JudgedVectors) -> Measured:
+    """Rank a set by a method, and its best candidates again by the floats."""
+    exact = rank(judged.queries, judged.documents, judged.owners, len(judged.ids))[0]
+    found = method.rank(judged, max(DEPTH, OVERSAMPLING * 10))
+    place = np.empty_like(exact)
+    np.put_along_axis(place, exact, np.arange(exact.shape[1])[None, :], axis=1)
+    candidates = found[:, : OVERSAMPLING * 10]
+    places = np.where(candidates < 0, len(judged.ids), np.take_along_axis(place, candidates, axis=1))
+    again = np.take_along_axis(candidates, np.argsort(places, axis=1), axis=1)
+    rows = [
+        row
+        for row, query in enumerate(judged.query_ids)
+        if any(g > 0 for g in judged.qrels.get(query, {}).values())
+    ]
+    return Measured(
+        method,
+        _ndcg(found, judged),
+        _recall(found, exact, 10)[rows],
+        _recall(found, exact, 100)[rows],
+        _ndcg(again, judged),
+        _recall(again, exact, 10)[rows],
+    )
+
+
+def summarise(
+    measured: Mapping[str, Sequence[Measured]], reference: Sequence[Measured], seed: int = 0
+) -> list[Row]:
+    """One row a method, from its measurements on each set and those of the floats, in the order of bytes."""
+    picks = _resample([len(one.ndcg) for one in reference], seed)
+    rows = []
+    for name, sets in measured.items():
+        best = {kind: _best_untrained(measured, name, kind) for kind in ("ndcg", "rescored_ndcg")}
+        gains = {
+            kind: _difference(sets, measured[other], kind, picks) if other else None
+            for kind, other in best.items()
+        }
+        truth = _means(reference, "ndcg")
+        kept = _means(sets, "ndcg") / truth
+        low, high = np.quantile(
+            _resampled(sets, "ndcg", picks) / _resampled(reference, "ndcg", picks), (0.025, 0.975)
+        )
+        plain, again = gains["ndcg"], gains["rescored_ndcg"]
+        rows.append(
+            Row(
+                name,
+                sets[0].method.bytes,
+                sets[0].method.trained,
+                _means(sets, "ndcg"),
+                kept,
+                (float(low), float(high)),
+                _means(sets, "recall10"),
+                _means(sets, "recall100"),
+                _means(sets, "rescored_ndcg") / truth,
+                _means(sets, "rescored_recall10"),
+                *(plain or (None, None)),
+                *(again or (None, None)),
+            )
+        )
+    return sorted(rows, key=lambda row: (row.bytes, row.method))
+
+
+def _best_untrained(measured: Mapping[str, Sequence[Measured]], name: str, kind: str) -> str | None:
+    """The untrained method that a trained one of as many bytes is held against."""
+    method = measured[name][0].method
+    if not method.trained:
+        return None
+    rivals = [
+        other
+        for other, sets in measured.items()
+        if not sets[0].method.trained and sets[0].method.bytes <= method.bytes
+    ]
+    return max(rivals, key=lambda other: _means(measured[other], kind), default=None)
+
+
+def _difference(
+    ours: Sequence[Measured], theirs: Sequence[Measured], kind: str, picks: Sequence[NDArray[np.int64]]
+) -> tuple[float, tuple[float, float]]:
+    drawn = _resampled(ours, kind, picks) - _resampled(theirs, kind, picks)
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return _means(ours, kind) - _means(theirs, kind), (float(low), float(high))
+
+
+def _means(sets: Sequence[Measured], kind: str) -> float:
+    return float(np.mean([getattr(one, kind).mean() for one in sets]))
+
+
+def _resample(sizes: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, size, (_RESAMPLES, size)) for size in sizes]
+
+
+def _resampled(
+    sets: Sequence[Measured], kind: str, picks: Sequence[NDArray[np.int64]]
+) -> NDArray[np.float64]:
+    """float64[resamples]: the mean over sets, each set's queries drawn again; the same draws for every method."""
+    drawn: NDArray[np.float64] = np.mean(
+        [getattr(one, kind)[pick].mean(axis=1) for one, pick in zip(sets, picks, strict=True)], axis=0
+    )
+    return drawn
+
+
+def _ndcg(found: Ranked, judged: JudgedVectors) -> NDArray[np.float64]:
+    run = {
+        query: [judged.ids[n] for n in row if n >= 0]
+        for query, row in zip(judged.query_ids, found.tolist(), strict=True)
+    }
+    each = query_metrics(run, {query: judged.qrels.get(query, {}) for query in judged.query_ids})
+    return np.array([values["ndcg@10"] for values in each.values()])
+
+
+def _recall(found: Ranked, exact: Ranked, k: int) -> NDArray[np.float64]:
+    """The share of the floats' k best that are among the k best found."""
+    k = min(k, exact.shape[1])
+    pairs = zip(found[:, :k], exact[:, :k], strict=True)
+    return np.array([len(np.intersect1d(*pair)) / k for pair in pairs])

@@ -1,0 +1,47 @@
+"""A plot as SVG: quality against bytes, a logarithmic axis, one point a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+
+from pipeline.evaluation.codes import Row
+
+_WIDTH, _HEIGHT = 900, 460
+_LEFT, _RIGHT, _TOP, _BOTTOM = 60, 210, 20, 40
+
+
+def draw_quality(rows: Sequence[Row], file: Path, title: str = "") -> None:
+    """Draw the share of the floats' nDCG@10 that each method keeps, with its interval; trained ones filled."""
+    sizes = [row.bytes for row in rows]
+    shares = [share for row in rows for share in row.kept_interval]
+    low, high = min([*shares, 0.9]), max([*shares, 1.0])
+    first, last = math.log2(min(sizes)), math.log2(max(sizes)) + 1e-9
+
+    def across(size: int) -> float:
+        return _LEFT + (math.log2(size) - first) / (last - first) * (_WIDTH - _LEFT - _RIGHT)
+
+    def up(share: float) -> float:
+        return _HEIGHT - _BOTTOM - (share - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'font-family="sans-serif" font-size="11"><text x="{_LEFT}" y="14">{escape(title)}</text>'
+    ]
+    for tick in range(math.ceil(low * 20), math.floor(high * 20) + 1):
+        y = up(tick / 20)
+        parts.append(f'<path d="M{_LEFT} {y:.1f}H{_WIDTH - _RIGHT}" stroke="#ddd"/>')
+        parts.append(f'<text x="8" y="{y + 4:.1f}">{tick * 5} %</text>')
+    for size in sorted(set(sizes)):
+        parts.append(f'<text x="{across(size):.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{size}</text>')
+    for row in rows:
+        x, y = across(row.bytes), up(row.kept)
+        fill = "#06c" if row.trained else "#fff"
+        ends = [up(share) for share in row.kept_interval]
+        parts.append(f'<path d="M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}" stroke="#999"/>')
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="#06c"/>')
+        parts.append(f'<text x="{x + 7:.1f}" y="{y + 4:.1f}">{escape(row.method)}</text>')
+    parts.append(f'<text x="{_WIDTH - _RIGHT + 20}" y="{_HEIGHT - 12}">bytes a vector</text></svg>\n')
+    file.write_text("".join(parts), encoding="utf-8")
