@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -234,6 +235,8 @@ def good(trial: dict[str, Any]) -> bool:
 
 def summed_up(trials: list[dict[str, Any]]) -> str:
     """A cell of the table."""
+    if not trials:
+        return "not run"
     if bad := [trial for trial in trials if not good(trial)]:
         return f"**{len(bad)} of {len(trials)} wrong**"
     again = max(trial["read_again"] for trial in trials)
@@ -244,16 +247,17 @@ def table(found: dict[Cell, list[dict[str, Any]]]) -> str:
     """Markdown: a line for each source and victim, a column for each way and store."""
     columns = list(itertools.product(WAYS, STORES))
     lines = [
+        "A trial is wrong if any point is lost, doubled, orphaned or stale, or if more documents were read again than "
+        f"the lanes concerned hold ({CREDITS} splits of {SPLIT} each). `–`: nothing to kill. In a watch the lane and "
+        "an edge store are threads of the driver, without Ray; `ray.kill` ends actors only.\n",
         "| | " + " | ".join(f"{way}, {store}" for way, store in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
     ]
     for source, victim in itertools.product(SOURCES, VICTIMS):
         cells = [Cell(source, victim, way, store) for way, store in columns]
-        entries = [
-            summed_up(found[cell]) if cell in found else f"n/a: {cell.impossible}" if cell.impossible else "-"
-            for cell in cells
-        ]
-        lines.append(f"| {source}, {victim} | " + " | ".join(entries) + " |")
+        if not all(cell.impossible for cell in cells):
+            entries = ["–" if cell.impossible else summed_up(found.get(cell, [])) for cell in cells]
+            lines.append(f"| {source}, {victim} | " + " | ".join(entries) + " |")
     return "\n".join(lines) + "\n"
 
 
@@ -264,6 +268,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended, too
     cells = [Cell(*parts) for parts in itertools.product(SOURCES, VICTIMS, WAYS, STORES)]
     cells = [cell for cell in cells if set(options.only) <= set(str(cell).split())]
     with tempfile.TemporaryDirectory() as scratch:
