@@ -22,7 +22,7 @@ from pipeline.errors import UsageError
 from pipeline.local import LocalExecutor
 from pipeline.streams import watch
 
-DEADLINE = 30
+DEADLINE = 120.0
 FED = {"delta.enableChangeDataFeed": "true"}
 
 

@@ -271,3 +271,10 @@ def test_splits_of_a_file_cover_its_rows_once(tmp_path_factory, rows, group):
     assert [split.first_row for split in splits] == list(range(0, rows, group))
     assert sum(split.rows or 0 for split in splits) == rows
     assert len({split.id for split in splits}) == len(splits)
+
+
+def test_a_delta_table_is_refused_and_not_read_with_the_rows_it_has_removed(tree, tmp_path):
+    (tree / "_delta_log").mkdir()
+    (tree / "_delta_log" / "00000000000000000000.json").write_text("{}")
+    with pytest.raises(UsageError, match="headwater watch"):
+        texts(tree, tmp_path)

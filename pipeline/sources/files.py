@@ -84,6 +84,12 @@ def _from_path(place: str, wanted: str) -> list[File]:
             "Check the path",
         )
     found = _list(place, recursive=True)
+    if any(name.startswith("_delta_log/") for name, _ in found):
+        raise UsageError(
+            f"{place} is a Delta Lake table: its files are of all its versions, removed rows included",
+            "A source whose files hold what is to be indexed",
+            f"Follow the table: headwater watch {place} …",
+        )
     taken = [(name, file) for name, file in found if _taken(name, file, wanted)]
     if not taken:
         others = f" (there are {len(found)} other files, such as {found[0][0]})" if found else ""
