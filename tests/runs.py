@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
+import logging
 import os
 import subprocess
 import sys
 import threading
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from pipeline import logs
+from pipeline.cli import main
 from pipeline.config import Settings, load
 from pipeline.ingest import Executor, Summary, ingest
 from pipeline.local import LocalExecutor
@@ -45,6 +53,30 @@ def command(*arguments: str | bytes | Path, cache: Path, **keywords: Any) -> sub
         check=False,
         **keywords,
     )
+
+
+def inside(*arguments: str | Path, cache: Path) -> subprocess.CompletedProcess[str]:
+    """Run `headwater` in this process, which takes no time to start; what it sets up for a process is put back."""
+    out, err, root = io.StringIO(), io.StringIO(), logging.getLogger()
+    handlers, level, ours = root.handlers[:], root.level, logging.getLogger("pipeline").level
+    words = [str(argument) for argument in arguments]
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setenv("HEADWATER_ENCODER__CACHE", str(cache))
+        patch.setattr(sys, "argv", ["headwater", *words])
+        for owner, name in ((sys, "excepthook"), (threading, "excepthook"), (warnings, "showwarning")):
+            patch.setattr(owner, name, getattr(owner, name))
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as ended:
+            code = ended.code or 0
+        finally:
+            root.handlers[:] = handlers
+            root.setLevel(level)
+            for name in ("pipeline", "workers"):
+                logging.getLogger(name).setLevel(ours)
+            logs.set_run("")
+    return subprocess.CompletedProcess(words, code, out.getvalue(), err.getvalue())
 
 
 def start(*arguments: str | Path, cache: Path) -> subprocess.Popen[str]:

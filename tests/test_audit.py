@@ -1,5 +1,8 @@
 """The audit sees every way in which a collection can differ from its source, and a repair leaves none."""
 
+import time
+from contextlib import closing
+
 import documents
 import numpy as np
 import points
@@ -12,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline import audit as module
 from pipeline.audit import DOCUMENT, HEAD, POINT, Audit, audit, compare, repair
+from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, DeletesRefused, SourceError, StoreError
 from pipeline.local import LocalExecutor
 from pipeline.schemas import point_id
@@ -23,10 +27,26 @@ ROWS = documents.rows(20, most_words=120)
 
 @pytest.fixture
 def to(request, tiny_model, encoder_cache, tmp_path):
-    """Settings over a store in memory, or over `edge` where a test says so."""
-    edge = getattr(request, "param", "") == "edge"
-    store = f"edge:{tmp_path}/index" if edge else f"memory:{tmp_path.name}"
+    """Settings over a store in memory, or over another one where a test says so."""
+    match getattr(request, "param", "memory"):
+        case "memory":
+            store = f"memory:{tmp_path.name}"
+        case "edge":
+            store = f"edge:{tmp_path}/index"
+        case "grpc":
+            store = request.getfixturevalue("server").grpc_url
     return runs.settings(tiny_model, encoder_cache, store, run__state=str(tmp_path / "state"))
+
+
+@pytest.fixture
+def server(qdrant):
+    """A server without collections."""
+    qdrant.plant()
+    with closing(open_store(StoreConfig(url=qdrant.grpc_url))) as store:
+        for left in store.get_collections().collections:
+            store.delete_collection(left.name)
+    yield qdrant
+    qdrant.plant()
 
 
 @pytest.fixture
@@ -59,7 +79,7 @@ class Inside:
         self.store.set_payload(self.name, ours, [point_id("", id, 0)], key="headwater")
 
     def add(self, id, payload, width=32):
-        self.store.upsert(self.name, Points([id], np.ones((1, width), np.float32), [payload]))
+        self.store.upsert(self.name, Points([id], {"": np.ones((1, width), np.float32)}, [payload]))
 
     def copy(self, id, chunk, to_chunk, at=None):
         (record,) = self.store.retrieve(self.name, [point_id("", id, chunk)])
@@ -78,7 +98,7 @@ def differences(found):
     return {name: value for name in names if (value := getattr(found, name))}
 
 
-@pytest.mark.parametrize("to", ["edge", "memory"], indirect=True)
+@pytest.mark.parametrize("to", ["edge", "memory", "grpc"], indirect=True)
 def test_every_kind_of_damage_is_seen_and_repaired(to, source):
     file = source(ROWS)
     runs.run(file, to)
@@ -106,6 +126,37 @@ def test_every_kind_of_damage_is_seen_and_repaired(to, source):
     was, left = repair(str(file), to, LocalExecutor, runs.threading.Event())
     assert was == found
     assert left == clean == audit(str(file), to)
+    points.assert_same(good, points.contents_of(to.store.url, "docs"))
+
+
+@pytest.mark.parametrize("to", ["grpc"], indirect=True)
+def test_a_repair_that_was_killed_is_run_again_to_the_same_end(to, server, source, tiny_model, encoder_cache):
+    file = source(ROWS)
+    runs.run(file, to)
+    good = points.contents_of(to.store.url, "docs")
+    a, b, c, *_ = long_ones(to)
+    with Inside(to) as inside:
+        inside.delete(a, 0, 1, 2, 3, 4, 5)
+        inside.delete(b, 1)
+        inside.set(c, text_hash="0" * 32)
+        inside.copy(b, 2, 77)
+    server.plant("hang", seconds=0.5, on="upsert", times=99)
+    before = len(server.calls())
+    command = ["audit", file, "--encoder", tiny_model, "--store", to.store.url, "--collection", "docs"]
+    command += ["--repair", "--set", "chunking.max_tokens=48", "--set", f"run.state={to.run.state}"]
+    process = runs.start(*command, cache=encoder_cache)
+    until = time.monotonic() + 60
+    # The fourth: the lease's own come first, then a document's head; its chunks are still to come.
+    while sum(call.startswith("upsert") for call in server.calls()[before:]) < 4:
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    server.plant()
+    assert not audit(str(file), to).clean
+    _, left = repair(str(file), to, LocalExecutor, runs.threading.Event())
+    assert left == Audit(documents=20, stored=20, points=len(good))
     points.assert_same(good, points.contents_of(to.store.url, "docs"))
 
 
@@ -273,12 +324,12 @@ def test_a_bucket_is_compared_as_sets_would_be(rejected, read, heads, chunks):
 def test_the_command(tiny_model, encoder_cache, source, tmp_path):
     where = ["--id", "id", "--text", "text", "--encoder", tiny_model]
     where += ["--store", f"edge:{tmp_path}/cli", "--collection", "docs", "--json"]
-    runs.command("ingest", source(ROWS), *where, cache=encoder_cache)
+    runs.inside("ingest", source(ROWS), *where, cache=encoder_cache)
     file = source([{**row, "text": "New."} if number == 3 else row for number, row in enumerate(ROWS)])
-    done = runs.command("audit", file, *where, cache=encoder_cache)
+    done = runs.inside("audit", file, *where, cache=encoder_cache)
     (found,) = runs.lines(done.stdout)
     assert (done.returncode, found["stale"], found["documents"]) == (4, 1, 20)
-    done = runs.command("audit", file, *where, "--repair", cache=encoder_cache)
+    done = runs.inside("audit", file, *where, "--repair", cache=encoder_cache)
     (found,) = runs.lines(done.stdout)
     assert (done.returncode, found["stale"], found["left"]["stale"]) == (0, 1, 0)
-    assert runs.command("audit", file, *where, cache=encoder_cache).returncode == 0
+    assert runs.inside("audit", file, *where, cache=encoder_cache).returncode == 0

@@ -59,7 +59,7 @@ def rows():
     """Three tenants with the same ids; in each one document is deleted and one rejected."""
     made = []
     for tenant in ("north", "south", "west"):
-        for row in documents.rows(6):
+        for row in documents.rows(6, most_words=60):
             made.append({**row, "tenant": tenant, "version": 7, "op": "upsert"})
         made[-1]["op"] = "delete"
         made[-2]["text"] = " "
@@ -186,15 +186,15 @@ def test_wherever_it_crashes_nothing_comes_back_and_again_it_ends(
 def test_the_command_proves_it(edge, tmp_path, encoder_cache):
     ingest(edge, tmp_path)
     where = ("--store", edge.store.url, "--collection", "docs")
-    done = runs.command(
+    done = runs.inside(
         "forget", "--document", "doc-1", "--namespace", "west", *where, "--json", cache=encoder_cache
     )
     assert done.returncode == 0, done.stderr
     (proof,) = runs.lines(done.stdout)
     assert (proof["left"], proof["suppressed"]) == (0, True)
     assert sum(place["before"] for place in proof["places"]) > 0
-    shown = runs.command("forget", "--tenant", "west", *where, cache=encoder_cache)
+    shown = runs.inside("forget", "--tenant", "west", *where, cache=encoder_cache)
     assert shown.returncode == 0, shown.stderr
     assert "→ 0 points" in shown.stdout + shown.stderr
-    lifted = runs.command("forget", "--tenant", "west", "--lift", *where, "--json", cache=encoder_cache)
+    lifted = runs.inside("forget", "--tenant", "west", "--lift", *where, "--json", cache=encoder_cache)
     assert json.loads(lifted.stdout) == {"lifted": True}

@@ -19,6 +19,7 @@ from pipeline.local import LocalExecutor
 from pipeline.snapshot import Snapshot, allowed
 from pipeline.sources import open_source
 from pipeline.stores import Suppressions, open_store
+from workers.executor import RayExecutor
 
 ROWS = documents.rows(30, most_words=60)
 
@@ -53,6 +54,19 @@ def ids(to):
 
 def names(rows):
     return {row["id"] for row in rows}
+
+
+@pytest.mark.ray
+def test_lanes_on_ray_that_write_to_a_server_and_the_driver_removes_what_a_snapshot_lacks(
+    tiny_model, encoder_cache, local_ray, qdrant, source, tmp_path
+):
+    more = {"run__state": f"{tmp_path}/state", "store__collection": "snapshot", "source__snapshot": True}
+    to = runs.settings(tiny_model, encoder_cache, qdrant.grpc_url, run__lanes=2, **more)
+    runs.run(source(ROWS), to)
+    counts = runs.run(source(ROWS[3:]), to, RayExecutor(to)).counts
+    assert (counts.read, counts.unchanged, counts.removed) == (27, 27, 3)
+    left = points.contents_of(to.store.url, "snapshot").values()
+    assert {payload["headwater"]["document_id"] for payload, _ in left} == names(ROWS[3:])
 
 
 @pytest.mark.parametrize("to", ["edge", "memory"], indirect=True)
@@ -215,12 +229,12 @@ def test_a_limit_that_is_none_is_refused(limit, tiny_model, encoder_cache):
 
 def test_the_commands_flags(tiny_model, encoder_cache, source, tmp_path):
     base = ["--encoder", tiny_model, "--store", f"edge:{tmp_path}/cli", "--collection", "docs"]
-    runs.command("ingest", source(ROWS), *base, cache=encoder_cache)
-    done = runs.command("ingest", source(ROWS[9:]), *base, "--snapshot", "--json", cache=encoder_cache)
+    runs.inside("ingest", source(ROWS), *base, cache=encoder_cache)
+    done = runs.inside("ingest", source(ROWS[9:]), *base, "--snapshot", "--json", cache=encoder_cache)
     assert done.returncode == 1
     assert "lacks 9 of 30" in done.stderr.replace("\n", "")
     assert runs.lines(done.stdout)[0]["unchanged"] == 21
-    done = runs.command(
+    done = runs.inside(
         "ingest", source(ROWS[9:]), *base, "--snapshot", "--max-deletes", "30%", "--json", cache=encoder_cache
     )
     assert done.returncode == 0
