@@ -61,3 +61,14 @@ def test_no_more_are_under_way_than_the_limit_says_and_a_failure_gives_its_turn_
     with pytest.raises(ValueError, match="mine"), pace.turn():
         raise ValueError("mine")
     assert pace.limit == 3
+
+
+def test_a_pause_that_one_was_asked_for_is_kept_by_all():
+    pace, began = Pace(4), time.monotonic()
+    with pace.turn() as sent_after:
+        pace.refused(sent_after, 0.3)
+        pace.refused(sent_after, 0.1)  # a shorter one does not end it
+    turns(pace, 1)
+    assert time.monotonic() - began >= 0.3
+    turns(pace, 3)
+    assert time.monotonic() - began < 0.6
