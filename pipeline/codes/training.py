@@ -1,13 +1,14 @@
 """Training codes from float vectors alone: a contrastive loss on pairs, and the ranking that the floats give.
 
 No text and no encoder is needed. The encoder's own ranking is the teacher; where no pairs are given, a vector's pair
-is one of its nearest neighbours. What is best on held-out vectors is kept, what training started from included.
+is one of its nearest neighbours. Held-out vectors, as queries over the others, say after how many epochs to stop, none
+included; the same training then runs on all of them.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,9 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.codes.binarizer import Binarizer, BinarizerSpec, to_unit
+from pipeline.codes.binarizer import Binarizer, to_unit
 from pipeline.codes.network import BinarizerNetwork
-from pipeline.codes.packing import to_values
+from pipeline.codes.packing import to_values, unpack
 from pipeline.codes.untrained import check_sample, make_binarizer
 from pipeline.errors import EncoderError
 
@@ -27,6 +28,7 @@ LEAST_VECTORS = 256
 _HELD_OUT, _MOST_HELD_OUT = 0.1, 2000
 _HARD_NEGATIVES = 5  # a row's positive stands against this many, as in the paper's code
 _RECALL_AT = 10
+_MOST_GRADIENT = 5.0
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingReport:
-    """What a training did: held-out recall@10 against the floats, per epoch (the first is the start's), and times."""
+    """What a training did.
+
+    recall: held-out recall@10 against the floats, after each epoch on 90 % of the vectors, first the start's;
+    best_epoch: how many epochs the codes had, on all vectors.
+    """
 
     vectors: int
     pairs: int
@@ -85,37 +91,39 @@ def train_codes(
     """
     check_sample(vectors, LEAST_VECTORS)
     since = time.perf_counter()
-    generator = np.random.default_rng(options.seed)
-    torch.manual_seed(options.seed)
     unit = to_unit(vectors.astype(np.float64)).astype(np.float32)
-    held, kept = _split(len(unit), generator)
-    start = _start(vectors[kept], options)
-    spec = replace(start.spec, method="learned", encoder_version=encoder_version)
+    everything = np.arange(len(unit))
+    held, kept = _split(len(unit), options.seed)
+    recall = [recall_of(_start(vectors[kept], options), unit[held], unit[kept])]
     linked = _pairs(unit, kept, pairs, options)
-    network = BinarizerNetwork(start, options.hidden, options.layers)
-    best, history = _descend(network, spec, start, unit, linked, held, options, generator, watch)
-    report = TrainingReport(
-        len(kept), len(linked), tuple(history), int(np.argmax(history)), time.perf_counter() - since
-    )
-    return best, report
+    for epoch, trained in _epochs(vectors, unit, kept, linked, options):
+        recall.append(recall_of(trained, unit[held], unit[kept]))
+        watch(epoch, recall[-1])
+        if epoch - int(np.argmax(recall)) >= options.patience:
+            break
+    best = int(np.argmax(recall))
+    linked = _pairs(unit, everything, pairs, options)
+    made = _start(vectors, options)
+    if best:
+        again = _epochs(vectors, unit, everything, linked, options)
+        made = next(trained for epoch, trained in again if epoch == best)
+    spec = replace(made.spec, method="learned", encoder_version=encoder_version)
+    seconds = time.perf_counter() - since
+    return replace(made, spec=spec), TrainingReport(len(unit), len(linked), tuple(recall), best, seconds)
 
 
-def recall_of(binarizer: Binarizer, unit: NDArray[np.float32]) -> float:
-    """Recall@10 of float queries on codes against the floats: each vector asks for the others."""
-    codes = binarizer.planes(unit.astype(np.float64))
-    scale = binarizer.encode(unit).scale
-    scores = binarizer.project(unit) @ to_values(codes).astype(np.float32).T * scale
-    scores += (unit @ binarizer.mean)[:, None]
-    truth = unit @ unit.T
-    for matrix in (scores, truth):
-        np.fill_diagonal(matrix, -np.inf)
-    k = min(_RECALL_AT, len(unit) - 1)
-    found, right = (np.argpartition(-matrix, k - 1, axis=1)[:, :k] for matrix in (scores, truth))
+def recall_of(binarizer: Binarizer, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> float:
+    """Recall@10 of float queries on coded documents, against the floats; both of length 1."""
+    codes = binarizer.encode(documents)
+    values = to_values(unpack(codes.packed, binarizer.spec.bits)).astype(np.float32) * codes.scale[:, None]
+    k = min(_RECALL_AT, len(documents) - 1)
+    scored = binarizer.project(queries) @ values.T, queries @ documents.T
+    found, right = (np.argpartition(-scores, k - 1, axis=1)[:, :k] for scores in scored)
     return float(np.mean([len(np.intersect1d(*rows)) / k for rows in zip(found, right, strict=True)]))
 
 
-def _split(count: int, generator: np.random.Generator) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    order = generator.permutation(count)
+def _split(count: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    order = np.random.default_rng(seed).permutation(count)
     cut = min(int(count * _HELD_OUT), _MOST_HELD_OUT)
     return order[:cut], order[cut:]
 
@@ -152,42 +160,33 @@ def _pairs(
     return np.stack([np.repeat(kept, options.neighbours), kept[nearest.ravel()]], axis=1)
 
 
-def _descend(
-    network: BinarizerNetwork,
-    spec: BinarizerSpec,
-    start: Binarizer,
+def _epochs(
+    vectors: NDArray[np.float32],
     unit: NDArray[np.float32],
+    kept: NDArray[np.int64],
     linked: NDArray[np.int64],
-    held: NDArray[np.int64],
     options: TrainingOptions,
-    generator: np.random.Generator,
-    watch: Watch,
-) -> tuple[Binarizer, list[float]]:
-    """Train until held-out recall no longer rises: the best binarizer, and recall before and after each epoch."""
+) -> Iterator[tuple[int, Binarizer]]:
+    """Train on the pairs of these rows: the binarizer after each epoch, counted from 1."""
+    generator = np.random.default_rng(options.seed)
+    torch.manual_seed(options.seed)
+    start = _start(vectors[kept], options)
+    network = BinarizerNetwork(start, options.hidden, options.layers)
     rows = torch.from_numpy(unit)
     steps = max(1, len(linked) // options.batch)
     optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
-    best = replace(start, spec=spec)
-    history = [recall_of(best, unit[held])]
     for epoch in range(1, options.epochs + 1):
         network.train()
         for batch in np.array_split(generator.permutation(len(linked)), steps):
             loss = _loss(network, rows[linked[batch, 0]], rows[linked[batch, 1]], options)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
+            torch.nn.utils.clip_grad_norm_(network.parameters(), _MOST_GRADIENT)
             optimizer.step()
             schedule.step()
         network.eval()
-        candidate = network.fold(spec)
-        history.append(recall_of(candidate, unit[held]))
-        watch(epoch, history[-1])
-        if history[-1] == max(history) and history[-1] > max(history[:-1]):
-            best = candidate
-        if epoch - int(np.argmax(history)) >= options.patience:
-            break
-    return best, history
+        yield epoch, network.fold(start.spec)
 
 
 def _loss(network: BinarizerNetwork, left: Tensor, right: Tensor, options: TrainingOptions) -> Tensor:
