@@ -30,7 +30,7 @@ from pipeline.config import Settings, StoreConfig, load
 from pipeline.ingest import ingest
 from pipeline.local import LocalExecutor
 from pipeline.schemas import Progress
-from pipeline.stores import Store
+from pipeline.stores import Purpose, Store
 from pipeline.summary import Summary
 
 EVERY_S = 1.0
@@ -129,7 +129,7 @@ class Timed(LocalExecutor):
 
     reads: TimedReads
 
-    def open_store(self, config: StoreConfig, purpose: str = "") -> Store:
+    def open_store(self, config: StoreConfig, purpose: Purpose | None = None) -> Store:
         self._store = self.reads = TimedReads(super().open_store(config, purpose))
         return self._store
 
