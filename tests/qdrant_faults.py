@@ -55,22 +55,17 @@ class Qdrant:
         return None
 
     def upsert(self, name: str, found: list[models.PointStruct], where: models.Filter | None = None) -> None:
-        by_vector: dict[str, list[models.PointStruct]] = {}
+        by_names: dict[tuple[str, ...], list[tuple[models.PointStruct, dict]]] = {}
         for point in found:
             named = point.vector if isinstance(point.vector, dict) else {"": point.vector}
-            by_vector.setdefault(next(iter(named)), []).append(point)
-        for vector_name, some in by_vector.items():
-            rows = [one.vector[vector_name] if vector_name else one.vector for one in some]
-            if len({len(row) for row in rows}) > 1:
+            by_names.setdefault(tuple(sorted(named)), []).append((point, named))
+        for names, some in by_names.items():
+            rows = {name: [named[name] for _, named in some] for name in names}
+            if any(len({len(row) for row in column}) > 1 for column in rows.values()):
                 raise ValueError("vectors of several sizes")
-            vectors = np.array(rows, dtype=np.float32)
-            self.store.upsert(
-                name,
-                Points(
-                    [str(one.id) for one in some], vectors, [one.payload or {} for one in some], vector_name
-                ),
-                where,
-            )
+            vectors = {name: np.array(column, dtype=np.float32) for name, column in rows.items()}
+            ids, payloads = [str(one.id) for one, _ in some], [one.payload or {} for one, _ in some]
+            self.store.upsert(name, Points(ids, vectors, payloads), where)
 
     def set_payload(self, name: str, change: models.SetPayload) -> None:
         self.store.set_payload(name, change.payload, [str(id) for id in change.points], change.key)

@@ -250,7 +250,7 @@ class ForgetsOnce(LocalExecutor):
         upsert = store.upsert
 
         def flaky(collection_name, points, update_filter=None):
-            if points.vector_name == "" and points.vectors.shape[1] > 1 and self.times:
+            if points.vectors[""].shape[1] > 1 and self.times:
                 self.times -= 1
                 raise StoreUnavailable("no answer", "A store", "Wait")
             upsert(collection_name, points, update_filter)

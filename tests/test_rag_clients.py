@@ -179,7 +179,7 @@ def copy(store: StoreConfig, url: str) -> Place:
         collection.create(
             there, alias, store, vectors.shape[1], collection.read_metadata(here, store.collection)
         )
-        there.upsert(alias, Points([r.id for r in records], vectors, [r.payload for r in records]))
+        there.upsert(alias, Points([r.id for r in records], {"": vectors}, [r.payload for r in records]))
     here.close()
     there.close()
     return Place(to)
@@ -353,7 +353,7 @@ def small(folder: Path, profile: str, **config: Any) -> Place:
         )
         for n, (id, name) in enumerate(zip(ids, "abc", strict=True))
     ]
-    opened.upsert("docs", Points(ids, np.eye(3, 4, dtype=np.float32), payloads, store.vector_name))
+    opened.upsert("docs", Points(ids, {store.vector_name: np.eye(3, 4, dtype=np.float32)}, payloads))
     opened.close()
     return Place(store)
 

@@ -87,7 +87,7 @@ def reader(request, tmp_path) -> Iterator[Reader]:
             ours = {"document_id": name, "namespace": "", "chunk_index": chunk, "chunk_count": CHUNKS}
             ours |= {"start": 0, "end": len(text), "sequence": 0, "encoder_version": "v"}
             payloads.append(profile_named(request.param).write(ids[-1], text, {"n": document}, ours))
-    store.upsert(physical, Points(ids, np.stack(rows), payloads))
+    store.upsert(physical, Points(ids, {"": np.stack(rows)}, payloads))
     with Reader(store, physical, contract, Fake()) as opened:
         yield opened
 

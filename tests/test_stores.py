@@ -72,7 +72,7 @@ def vector(n: int, dims: int = 4) -> list[float]:
 def points(numbers: list[int], dims: int = 4, name: str = "", payload=None) -> Points:
     rows = np.array([vector(n, dims) for n in numbers], dtype=np.float32).reshape(-1, dims)
     made = [payload(n) if payload else {"metadata": {"n": n}} for n in numbers]
-    return Points([ID[n] for n in numbers], rows, made, name)
+    return Points([ID[n] for n in numbers], {name: rows}, made)
 
 
 def make(store: Store, name: str = "c", **extra) -> None:
@@ -211,7 +211,7 @@ def test_only_the_payload_keys_asked_for_are_read(store):
 def test_an_upsert_replaces_the_whole_point(store):
     make(store)
     store.upsert("c", points(list(range(10))))
-    store.upsert("c", Points([ID[3]], np.array([vector(9)], np.float32), [{"new": 1}]))
+    store.upsert("c", Points([ID[3]], {"": np.array([vector(9)], np.float32)}, [{"new": 1}]))
     (record,) = store.retrieve("c", [ID[3]], with_vectors=True)
     assert record.payload == {"new": 1}
     assert np.allclose(record.vector, vector(9), atol=1e-6)
@@ -246,7 +246,7 @@ def test_with_a_filter_a_point_is_replaced_only_where_it_matches_and_a_missing_o
     store.upsert("c", sequenced([9], 3))
     assert sequences(store)[9] == 3
     # The vector goes with the payload: neither is replaced alone.
-    store.upsert("c", Points([ID[1]], np.array([vector(30)], np.float32), [{"n": 1}]), older(9))
+    store.upsert("c", Points([ID[1]], {"": np.array([vector(30)], np.float32)}, [{"n": 1}]), older(9))
     (record,) = store.retrieve("c", [ID[1]], with_vectors=True)
     assert np.allclose(record.vector, vector(1), atol=1e-6)
 
@@ -319,6 +319,24 @@ def test_the_nearest_come_first_with_the_score_of_the_distance(store, distance, 
         assert [ID.index(hit.id) for hit in hits] == np.argsort(-scores)[:5].tolist()
         expected = np.abs(np.sort(scores)[::-1][:5]) if distance == "Euclid" else np.sort(scores)[::-1][:5]
         assert np.allclose([hit.score for hit in hits], expected, atol=1e-5)
+
+
+def test_a_point_has_several_vectors_each_found_by_itself(store):
+    sizes = {"a": (4, models.Distance.COSINE), "b": (6, models.Distance.DOT)}
+    params = {name: models.VectorParams(size=n, distance=kind) for name, (n, kind) in sizes.items()}
+    store.create_collection("c", params)
+    rows = {
+        name: np.array([vector(n, size) for n in range(9)], np.float32) for name, (size, _) in sizes.items()
+    }
+    rows["b"] = rows["b"][::-1].copy()
+    store.upsert("c", Points(ID[:9], rows, [{"n": n} for n in range(9)]))
+    for name in sizes:
+        found = nearest(store, "c", rows[name][[2, 7]], 1, vector_name=name)
+        assert [ID.index(hit.id) for (hit,) in found] == [2, 7]
+    (record,) = store.retrieve("c", [ID[4]], with_vectors=True)
+    assert all(np.allclose(record.vector[name], rows[name][4], atol=1e-6) for name in sizes)
+    with pytest.raises(StoreError):
+        store.upsert("c", Points(ID[9:10], {name: rows["a"][:1] for name in sizes}, [{}]))
 
 
 def test_points_that_do_not_fit_the_collection_are_refused(store):

@@ -143,19 +143,19 @@ def test_memory_stores_are_found_by_name():
 )
 def test_vectors_that_would_poison_a_collection_are_refused(vectors, error):
     with pytest.raises(error):
-        Points([ID[0]], vectors, [{}])
+        Points([ID[0]], {"": vectors}, [{}])
 
 
 def test_the_largest_floats_are_no_infinity():
-    Points([ID[0]], np.full((1, 2048), np.finfo(np.float32).max, np.float32), [{}])
-    Points([ID[0]], np.full((1, 4), 1e-30, np.float32), [{}])
+    Points([ID[0]], {"": np.full((1, 2048), np.finfo(np.float32).max, np.float32)}, [{}])
+    Points([ID[0]], {"": np.full((1, 4), 1e-30, np.float32)}, [{}])
 
 
 def test_one_bad_vector_among_many_is_named():
     vectors = np.ones((5, 4), np.float32)
     vectors[3, 2] = np.nan
     with pytest.raises(StoreError, match=f"1 of 5 vectors unusable: point {ID[3]}"):
-        Points(ID[:5], vectors, [{}] * 5)
+        Points(ID[:5], {"": np.ones((5, 2), np.float32), "dense": vectors}, [{}] * 5)
 
 
 def test_points_are_cut_without_loss():
@@ -163,9 +163,7 @@ def test_points_are_cut_without_loss():
     pieces = list(whole.batches(4))
     assert [len(piece) for piece in pieces] == [4, 4, 2]
     assert [id for piece in pieces for id in piece.ids] == whole.ids
-    assert all(
-        np.shares_memory(piece.vectors, whole.vectors) and piece.vector_name == "dense" for piece in pieces
-    )
+    assert all(np.shares_memory(piece.vectors["dense"], whole.vectors["dense"]) for piece in pieces)
     taken = whole.take([7, 2])
     assert (taken.ids, taken.payloads) == ([ID[7], ID[2]], [whole.payloads[7], whole.payloads[2]])
-    assert np.array_equal(taken.vectors, whole.vectors[[7, 2]])
+    assert np.array_equal(taken.vectors["dense"], whole.vectors["dense"][[7, 2]])

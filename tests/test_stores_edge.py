@@ -39,7 +39,7 @@ if not store.collection_exists("c"):
 print("ready", flush=True)
 for n in range(10**6):
     ids = [str(uuid.UUID(int=n * 20 + i)) for i in range(20)]
-    store.upsert("c", Points(ids, np.full((20, 8), n + 1, np.float32), [{"n": n}] * 20))
+    store.upsert("c", Points(ids, {"": np.full((20, 8), n + 1, np.float32)}, [{"n": n}] * 20))
     print(n, flush=True)
 """
 
@@ -146,7 +146,7 @@ def test_quantized_collections_still_find(tmp_path, quantization):
     store.upsert("docs", points(list(range(40)), dims=16))
     store.optimize("docs")
     store.flush()
-    query = points([7], dims=16).vectors
+    query = points([7], dims=16).vectors[""]
     assert nearest(store, "docs", query, 1)[0][0].id == ID[7]
     found = store.get_collection("docs").config.quantization_config
     assert quantization.kind in found.model_dump(exclude_none=True)
@@ -159,7 +159,7 @@ def test_optimizing_builds_a_graph_that_finds_the_same(tmp_path):
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(12000, 256)).astype(np.float32)
     ids = [f"00000000-0000-0000-0000-{n:012d}" for n in range(len(vectors))]
-    store.upsert("c", Points(ids, vectors, [{}] * len(ids)))
+    store.upsert("c", Points(ids, {"": vectors}, [{}] * len(ids)))
     assert store.get_collection("c").indexed_vectors_count == 0
     store.optimize("c")
     assert store.get_collection("c").indexed_vectors_count == len(ids)
@@ -227,7 +227,7 @@ def test_a_disk_that_is_nearly_full_is_an_error_before_the_engine_dies_of_it(tmp
         monkeypatch.setattr("pipeline.stores.edge.shutil.disk_usage", lambda _: left)
 
     def put(number, text):
-        store.upsert("c", Points([ID[number]], np.ones((1, 4), np.float32), [{"text": text}]))
+        store.upsert("c", Points([ID[number]], {"": np.ones((1, 4), np.float32)}, [{"text": text}]))
 
     store = EdgeStore.open(tmp_path)
     make(store)
@@ -319,5 +319,5 @@ def test_it_answers_as_the_memory_store_does(tmp_path_factory, steps):
 def snapshot(store):
     records, _ = store.scroll("c", limit=100, with_vectors=True)
     kept = {r.id: (json.dumps(r.payload, sort_keys=True), np.round(r.vector, 5).tolist()) for r in records}
-    hits = nearest(store, "c", points([40, 41]).vectors, 5)
+    hits = nearest(store, "c", points([40, 41]).vectors[""], 5)
     return kept, store.count("c").count, [[hit.id for hit in one] for one in hits]

@@ -173,7 +173,7 @@ def test_a_lease_of_another_form_is_an_error_that_says_what_to_do(damage):
     store = open_store(StoreConfig(url="memory:"))
     Lease.take(store, "docs", "", 1.0, threading.Event())
     damaged = {**leases._read(store, "docs").payload(), **damage}
-    store.upsert(leases.LEASES, Points([leases._point("docs")], np.ones((1, 1), np.float32), [damaged]))
+    store.upsert(leases.LEASES, Points([leases._point("docs")], {"": np.ones((1, 1), np.float32)}, [damaged]))
     with pytest.raises(StoreError, match="Delete collection"):
         Lease.take(store, "docs", "", 1.0, threading.Event())
 
@@ -183,7 +183,7 @@ def test_a_writer_that_stalled_asks_before_it_writes_again(elsewhere):
     mine = Lease.take(store, "docs", "", 0.6, threading.Event())
     store.create_collection("c", models.VectorParams(size=1, distance=models.Distance.DOT))
     writer = guarded(store, "docs", mine.token, 0.6)
-    point = Points([str(uuid.uuid4())], np.ones((1, 1), np.float32), [{}])
+    point = Points([str(uuid.uuid4())], {"": np.ones((1, 1), np.float32)}, [{}])
     writer.upsert("c", point)
     time.sleep(0.3)
     writer.upsert("c", point)  # asked, and still ours

@@ -30,7 +30,7 @@ print("ready", flush=True)
 for n in range(int(sys.argv[2])):
     ids = [str(uuid.UUID(int=n * 20 + i)) for i in range(20)]
     rows = np.random.default_rng(n).normal(size=(20, 8)).astype(np.float32)
-    store.upsert("docs", Points(ids, rows, [{"n": n, "i": i} for i in range(20)]))
+    store.upsert("docs", Points(ids, {"": rows}, [{"n": n, "i": i} for i in range(20)]))
     print(n, flush=True)
 store.close()
 """
@@ -119,7 +119,7 @@ def test_qdrant_client_opens_what_we_wrote_and_we_what_it_writes(tmp_path):
     store.upsert("docs", points([1, 2, 3]))
     store.close()
     other = QdrantClient(path=str(tmp_path))
-    query = points([2]).vectors[0].tolist()
+    query = points([2]).vectors[""][0].tolist()
     assert other.query_points("docs", query, limit=1).points[0].id == ID[2]
     other.upsert(
         "docs", [models.PointStruct(id=ID[9], vector=[1.0, 0.0, 0.0, 0.0], payload={"theirs": True})]
@@ -187,7 +187,7 @@ def test_many_threads_write_and_search_at_once(tmp_path):
 
     store = open_store(url(tmp_path))
     collection.create(store, "docs", StoreConfig(), 4, {})
-    query = points([0]).vectors
+    query = points([0]).vectors[""]
 
     def work(n: int) -> int:
         store.upsert("docs", points([n]))
@@ -195,7 +195,7 @@ def test_many_threads_write_and_search_at_once(tmp_path):
 
     with ThreadPoolExecutor(8) as threads:
         assert max(threads.map(work, range(50))) == 50
-    rows = Points([ID[0]], query, [{"again": 1}])
+    rows = Points([ID[0]], {"": query}, [{"again": 1}])
     store.upsert("docs", rows)
     assert store.count("docs").count == 50
     store.close()

@@ -83,7 +83,7 @@ def test_conditions_and_indexes_are_on_metadata_wherever_it_lies(name, kind, tmp
         profile.write(ID[n], "t", metadata[n], OURS | {"document_id": f"d{n % 4}"}) for n in range(20)
     ]
     rows = np.array([vector(n) for n in range(20)], np.float32)
-    store.upsert("docs", Points(ID[:20], rows, payloads))
+    store.upsert("docs", Points(ID[:20], {"": rows}, payloads))
     for typed, expected in {
         ("n>=15",): lambda n: n >= 15,
         ("lang=de", "n<9"): lambda n: n % 3 == 0 and n < 9,

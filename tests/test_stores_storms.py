@@ -90,7 +90,7 @@ def test_a_killed_server_that_comes_back_is_written_to_again(tmp_path, protocol,
     try:
         for n in range(60):
             ids = [f"00000000-0000-0000-0000-{n * 10 + i:012d}" for i in range(10)]
-            store.upsert("c", Points(ids, rows, [{"n": n}] * 10))
+            store.upsert("c", Points(ids, {"": rows}, [{"n": n}] * 10))
             started.set()
             time.sleep(0.005)
         assert store.count("c").count == 600

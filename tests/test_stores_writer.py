@@ -35,7 +35,7 @@ def marked(payload):
 def points(made) -> Points:
     made = list(made)
     vectors = np.ones((len(made), 2), dtype=np.float32)
-    return Points([id for id, _ in made], vectors, [payload for _, payload in made])
+    return Points([id for id, _ in made], {"": vectors}, [payload for _, payload in made])
 
 
 @pytest.fixture

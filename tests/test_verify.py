@@ -77,7 +77,7 @@ def adds_an_orphan(number, points):
     payload = {"headwater": {"document_id": "doc-0", "namespace": "", "chunk_index": 99}}
     return Points(
         [*points.ids, point_id("", "doc-0", 99)],
-        points.vectors[[*range(len(points)), 0]],
+        {name: rows[[*range(len(points)), 0]] for name, rows in points.vectors.items()},
         [*points.payloads, payload],
     )
 

@@ -128,7 +128,7 @@ class SplitWriter:
     ) -> Points:
         kept = [number for number, row in enumerate(rows) if wanted(_key(row))]
         ids = [rows[number]["point_id"] for number in kept]
-        return Points(ids, vectors[kept], [payloads[number] for number in kept], self._vector_name)
+        return Points(ids, {self._vector_name: vectors[kept]}, [payloads[number] for number in kept])
 
     def _oversized(
         self,

@@ -295,7 +295,7 @@ class EdgeStore:
         need = _RESERVE_BYTES
         if points is not None:
             payloads = sum(len(json.dumps(payload)) for payload in points.payloads)
-            need += _BYTES_PER_BYTE * (payloads + points.vectors.nbytes)
+            need += _BYTES_PER_BYTE * (payloads + points.vector_bytes)
         if free < need:
             raise StoreFull(
                 f"cannot {doing}: the disk under {self._folder} has {free >> 20} MiB left",

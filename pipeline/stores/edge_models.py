@@ -132,11 +132,9 @@ def _quantization(config: models.QuantizationConfig | None) -> edge.Quantization
 
 def edge_points(points: Points) -> list[edge.Point]:
     """The engine's point objects."""
-    name = points.vector_name
-    vectors = points.vectors.tolist()
     return [
-        edge.Point(id, {name: vector} if name else vector, payload)
-        for id, vector, payload in zip(points.ids, vectors, points.payloads, strict=True)
+        edge.Point(id, cast("edge.Vector", row[""] if [*row] == [""] else row), payload)
+        for id, row, payload in zip(points.ids, points.vector_rows(), points.payloads, strict=True)
     ]
 
 

@@ -271,7 +271,7 @@ def _swap(store: Store, before: Record | None, after: Record) -> bool:
 
     Safe to repeat, also after an answer that was lost: only the state itself says who won.
     """
-    point = Points([_point(after.collection)], np.ones((1, 1), dtype=np.float32), [after.payload()])
+    point = Points([_point(after.collection)], {"": np.ones((1, 1), dtype=np.float32)}, [after.payload()])
     stamp = before.stamp if before else ""  # a missing point is inserted whatever the filter
     unchanged = models.Filter(must=[models.FieldCondition(key=_STAMP, match=models.MatchValue(value=stamp))])
     store.upsert(LEASES, point, update_filter=unchanged)

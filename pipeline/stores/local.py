@@ -20,6 +20,7 @@ from pipeline import logs
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
 from pipeline.stores.folder_lock import Claim, FolderLock, held_by_another
 from pipeline.stores.points import Points
+from pipeline.stores.server_points import rest_points
 from pipeline.stores.store import VectorsConfig, payload_keys
 
 CATALOGUE = "meta.json"
@@ -141,14 +142,8 @@ class LocalStore:
     ) -> None:
         if not len(points):
             return
-        vectors = points.vectors.tolist()
-        batch = models.Batch(
-            ids=list(points.ids),
-            vectors={points.vector_name: vectors} if points.vector_name else vectors,
-            payloads=list(points.payloads),
-        )
         with self._call():
-            self._client.upsert(collection_name, batch, update_filter=update_filter)
+            self._client.upsert(collection_name, rest_points(points), update_filter=update_filter)
 
     def too_large(self, collection_name: str, points: Points) -> list[str]:
         """None: there are no requests."""

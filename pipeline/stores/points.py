@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,33 +16,33 @@ from pipeline.errors import BrokenInvariant, StoreError
 class Points:
     """n points, column by column.
 
-    `ids`: n UUID strings. `vectors`: float32[n, dim], finite, no row of length zero. `payloads`: n JSON
-    objects. `vector_name` is the vector of the collection the rows belong to; "" is the unnamed one. Raises
-    BrokenInvariant for columns that do not fit together, StoreError for vectors that engines would accept and
-    that make points unfindable.
+    `ids`: n UUID strings. `vectors`: by the name that the collection has for them, "" for the unnamed one, each
+    float32[n, its own dims], finite, no row of length zero. `payloads`: n JSON objects. Raises BrokenInvariant for
+    columns that do not fit together, StoreError for vectors that engines would accept and that make points unfindable.
     """
 
     ids: Sequence[str]
-    vectors: NDArray[np.float32]
+    vectors: Mapping[str, NDArray[np.float32]]
     payloads: Sequence[dict[str, Any]]
-    vector_name: str = ""
 
     def __post_init__(self) -> None:
-        if self.vectors.dtype != np.float32 or self.vectors.ndim != 2:
+        for rows in self.vectors.values():
+            if rows.dtype != np.float32 or rows.ndim != 2:
+                raise BrokenInvariant(
+                    f"vectors of type {rows.dtype} and shape {rows.shape}", "A store takes float32[n, dims]"
+                )
+        lengths = [len(rows) for rows in self.vectors.values()]
+        if not lengths or {len(self.ids), *lengths} != {len(self.payloads)}:
             raise BrokenInvariant(
-                f"vectors of type {self.vectors.dtype} and shape {self.vectors.shape}",
-                "A store takes float32[n, dim]",
+                f"{len(self.ids)} ids, {lengths} vectors and {len(self.payloads)} payloads",
+                "Points are one id, one vector of each name and one payload each",
             )
-        if not len(self.ids) == len(self.vectors) == len(self.payloads):
-            raise BrokenInvariant(
-                f"{len(self.ids)} ids, {len(self.vectors)} vectors and {len(self.payloads)} payloads",
-                "Points are one id, one vector and one payload each",
-            )
-        self._check_vectors()
+        for rows in self.vectors.values():
+            self._check(rows)
 
-    def _check_vectors(self) -> None:
+    def _check(self, rows: NDArray[np.float32]) -> None:
         # A sum of squares is NaN or inf where a value is, and 0 for an empty or zero row: one pass finds all.
-        squares = np.einsum("ij,ij->i", self.vectors, self.vectors, dtype=np.float64)
+        squares = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
         good = np.isfinite(squares) & (squares > 0)
         if not good.all():
             row = int(np.argmin(good))
@@ -56,13 +56,18 @@ class Points:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def vector_bytes(self) -> int:
+        """Bytes of all vectors, four a number."""
+        return sum(rows.nbytes for rows in self.vectors.values())
+
     def take(self, rows: Sequence[int]) -> Points:
         """The points of these rows, in this order."""
+        wanted = np.asarray(rows, dtype=np.intp)
         return Points(
             [self.ids[row] for row in rows],
-            self.vectors[np.asarray(rows, dtype=np.intp)],
+            {name: vectors[wanted] for name, vectors in self.vectors.items()},
             [self.payloads[row] for row in rows],
-            self.vector_name,
         )
 
     def batches(self, size: int) -> Iterator[Points]:
@@ -72,6 +77,11 @@ class Points:
 
     def slice(self, start: int, stop: int) -> Points:
         """The points [start, stop); the vectors are a view."""
-        return Points(
-            self.ids[start:stop], self.vectors[start:stop], self.payloads[start:stop], self.vector_name
-        )
+        vectors = {name: rows[start:stop] for name, rows in self.vectors.items()}
+        return Points(self.ids[start:stop], vectors, self.payloads[start:stop])
+
+    def vector_rows(self) -> Iterator[dict[str, list[float]]]:
+        """Each point's vectors by name, as lists."""
+        names = list(self.vectors)
+        for row in zip(*(rows.tolist() for rows in self.vectors.values()), strict=True):
+            yield dict(zip(names, row, strict=True))

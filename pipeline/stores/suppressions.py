@@ -53,7 +53,7 @@ class Suppressions:
             make_beside(self._store, self.name, set(), {_KEY: secrets.token_hex(32)})
             self._looked = False
         self._exist()
-        point = Points([self._id(subject)], np.ones((1, 1), np.float32), [{}])
+        point = Points([self._id(subject)], {"": np.ones((1, 1), np.float32)}, [{}])
         self._store.upsert(self.name, point)
 
     def lift(self, subject: Subject) -> bool:

@@ -57,7 +57,7 @@ class Tombstones:
             for (namespace, document_id), sequence in sequences.items()
         ]
         ids = [point_id(*key, 0) for key in sequences]
-        self._store.upsert(self.name, Points(ids, np.ones((len(ids), 1), np.float32), payloads))
+        self._store.upsert(self.name, Points(ids, {"": np.ones((len(ids), 1), np.float32)}, payloads))
 
     def remove(self, documents: Iterable[Key]) -> None:
         """Forget that these documents were deleted."""
