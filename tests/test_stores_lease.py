@@ -1,6 +1,7 @@
 import threading
 import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -192,3 +193,25 @@ def test_a_writer_that_stalled_asks_before_it_writes_again(elsewhere):
         writer.delete("c", point.ids)
     assert writer.count("c").count == 1
     assert guarded(store, "docs", "", 0) is store
+
+
+@pytest.mark.parametrize("over", ["grpc", "rest"])
+def test_a_writer_that_tries_again_after_it_lost_the_lease_writes_nothing(over, qdrant, elsewhere):
+    """As after it was frozen within a request: that timed out, and the store tries again."""
+    url = qdrant.grpc_url if over == "grpc" else qdrant.rest_url
+    store = open_store(StoreConfig(url=url, prefer_grpc=False))
+    name = f"late-{over}"
+    mine = Lease.take(store, name, "", 0.6, threading.Event())
+    store.create_collection(name, models.VectorParams(size=1, distance=models.Distance.DOT))
+    point = Points([str(uuid.uuid4())], {"": np.ones((1, 1), np.float32)}, [{"version": 1}])
+    store.upsert(name, point)
+    writer = guarded(store, name, mine.token, 0.6)
+    qdrant.plant("status", status=503, on="set_payload", times=1000)
+    with ThreadPoolExecutor(1) as thread:
+        late = thread.submit(writer.set_payload, name, {"version": 0}, point.ids)
+        Lease.take(store, name, "", 0.6, threading.Event())
+        qdrant.plant()
+        with pytest.raises(LeaseLost, match="far"):
+            late.result()
+    assert store.retrieve(name, point.ids)[0].payload == {"version": 1}
+    store.close()

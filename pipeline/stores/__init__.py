@@ -6,6 +6,7 @@ connect.py      from a URL to an open store
 edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, edge_models.py)
 folder_lock.py  who holds a folder
 server.py       a Qdrant server over gRPC or REST (server_client.py, server_errors.py, server_points.py, pace.py)
+permission.py    whether a writer may still write, asked before each request
 local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
 heads.py        what a document's first point says of it

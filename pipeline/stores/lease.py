@@ -24,6 +24,7 @@ from pipeline import logs
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, TransientError
 from pipeline.owner import Owner
 from pipeline.stores.collection import make_beside
+from pipeline.stores.permission import asking, may_write
 from pipeline.stores.points import Points
 from pipeline.stores.store import Store
 
@@ -154,7 +155,8 @@ class Guarded:
     """A store whose points are written only while a run holds its lease: for lanes, which outlive a paused driver.
 
     What was checked less than a third of `lease_s` ago is taken for true, so a writer that stalls for longer asks
-    again before it writes: LeaseLost. A request that was under way when the writer stalled may still arrive.
+    again before it writes, or tries again to: LeaseLost. A request that was under way when the writer stalled may
+    still arrive.
     """
 
     def __init__(self, store: Store, collection: str, token: str, lease_s: float) -> None:
@@ -167,9 +169,16 @@ class Guarded:
     def __getattr__(self, method: str) -> Any:  # noqa: ANN401 - as the method it stands for
         if method.startswith("_"):
             raise AttributeError(method)
-        if method in _WRITES:
-            self._check()
-        return getattr(self._store, method)
+        found = getattr(self._store, method)
+        if method not in _WRITES:
+            return found
+
+        def write(*arguments: Any, **keywords: Any) -> Any:  # noqa: ANN401 - as the method it stands for
+            with asking(self._check):
+                may_write()
+                return found(*arguments, **keywords)
+
+        return write
 
     def _check(self) -> None:
         now = time.monotonic()

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from typing import Any, TypeVar
 from urllib.parse import SplitResult
 
@@ -26,6 +27,7 @@ from pipeline.errors import (
     TransientError,
 )
 from pipeline.stores.pace import Pace
+from pipeline.stores.permission import may_write
 from pipeline.stores.points import Points
 from pipeline.stores.server_client import server_client
 from pipeline.stores.server_errors import BatchTooLarge, server_error
@@ -281,7 +283,10 @@ class ServerStore:
         if len(starts) == 1:
             part(starts[0], stops[0])
             return
-        sent = [self._senders.submit(part, start, stop) for start, stop in zip(starts, stops, strict=True)]
+        sent = [
+            self._senders.submit(copy_context().run, part, start, stop)
+            for start, stop in zip(starts, stops, strict=True)
+        ]
         failed = [error for error in (future.exception() for future in sent) if error is not None]
         if failed:
             raise failed[0]
@@ -326,6 +331,7 @@ class ServerStore:
 
         def applied() -> None:
             with self._pace.turn() as sent_after:
+                may_write()
                 try:
                     status = send().status
                 except Exception as error:
