@@ -6,7 +6,7 @@ connect.py      from a URL to an open store
 edge.py         Qdrant's engine in this process, over a folder (edge_folder.py, edge_models.py)
 folder_lock.py  who holds a folder
 server.py       a Qdrant server over gRPC or REST (server_client.py, server_errors.py, server_points.py, pace.py)
-permission.py    whether a writer may still write, asked before each request
+permission.py   whether a writer may still write, asked before each request
 local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
 heads.py        what a document's first point says of it
@@ -27,7 +27,7 @@ from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.folder_lock import Purpose, Seat
 from pipeline.stores.heads import MARKS, Head, Key, read_heads
 from pipeline.stores.lease import Lease, guarded, hold
-from pipeline.stores.nearest import Hit, nearest
+from pipeline.stores.nearest import CodedQueries, Hit, nearest, nearest_by_codes
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
 from pipeline.stores.scan import Held, count_stored, scan_heads, scan_points
@@ -40,6 +40,7 @@ __all__ = [
     "DOCUMENT_ID",
     "MARKS",
     "NAMESPACE",
+    "CodedQueries",
     "DocumentWriter",
     "Filter",
     "Head",
@@ -63,6 +64,7 @@ __all__ = [
     "hold",
     "holders",
     "nearest",
+    "nearest_by_codes",
     "open_store",
     "parse_filter",
     "profile_named",
