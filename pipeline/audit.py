@@ -33,7 +33,7 @@ from pipeline.stores import (
     Suppressions,
     Tombstones,
     collection,
-    hold,
+    hold_lease,
     open_store,
     scan_points,
     store_exists,
@@ -164,7 +164,7 @@ def _mend(uri: str, settings: Settings, stop: threading.Event, observe: Observer
     with (
         tempfile.TemporaryDirectory(prefix="headwater-") as scratch,
         closing(open_store(settings.store, Purpose.REPAIR)) as store,
-        hold(store, name, "", settings.run.lease_s, stop) as lease,
+        hold_lease(store, name, "", settings.run.lease_s, stop) as lease,
     ):
         physical = check_collection(store, settings, contract)
         if physical is None:

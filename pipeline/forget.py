@@ -25,7 +25,7 @@ from pipeline.stores import (
     Subject,
     Suppressions,
     count_held,
-    hold,
+    hold_lease,
     holders,
     open_store,
     remove_held,
@@ -120,7 +120,7 @@ def _held(settings: Settings) -> Iterator[Store]:
     try:
         if not holders(store, alias):
             raise missing
-        with hold(store, alias, "forget", settings.run.lease_s, threading.Event()) as lease:
+        with hold_lease(store, alias, "forget", settings.run.lease_s, threading.Event()) as lease:
             yield store
             if lease:
                 lease.check()

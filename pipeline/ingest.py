@@ -31,7 +31,7 @@ from pipeline.stores import (
     count_stored,
     folder_of,
     guarded,
-    hold,
+    hold_lease,
 )
 from pipeline.summary import Summary
 from pipeline.sync import Header, Ledger, Run, now, plan_hash, runs, write_rejected
@@ -126,7 +126,7 @@ def hold_collection(
     name = settings.store.collection
     try:
         store = executor.open_store(settings.store, Purpose.INGEST)
-        lease = stack.enter_context(hold(store, name, settings.run.id, settings.run.lease_s, stop))
+        lease = stack.enter_context(hold_lease(store, name, settings.run.id, settings.run.lease_s, stop))
     except StoreHeld as held:
         if (held.purpose, held.collection) != (Purpose.INGEST, name):
             raise

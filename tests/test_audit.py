@@ -19,7 +19,7 @@ from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, DeletesRefused, SourceError, StoreError
 from pipeline.local import LocalExecutor
 from pipeline.schemas import point_id
-from pipeline.stores import Points, Suppressions, collection, hold, open_store
+from pipeline.stores import Points, Suppressions, collection, hold_lease, open_store
 from pipeline.sync import KEYS
 
 ROWS = documents.rows(20, most_words=120)
@@ -273,7 +273,7 @@ def test_a_repair_waits_for_nobodys_run(to, source):
     file = source(ROWS)
     runs.run(file, to)
     store = open_store(to.store)
-    with hold(store, "docs", "", 15, runs.threading.Event()), pytest.raises(CollectionHeld):
+    with hold_lease(store, "docs", "", 15, runs.threading.Event()), pytest.raises(CollectionHeld):
         repair(str(file), to, LocalExecutor, runs.threading.Event())
     assert audit(str(file), to).clean
 

@@ -14,7 +14,7 @@ from pipeline import forget as forgetting
 from pipeline.errors import CollectionHeld, StoreUnavailable, UsageError
 from pipeline.forget import forget, lift
 from pipeline.ingest import state_folder
-from pipeline.stores import Suppressions, Tombstones, collection, hold, open_store
+from pipeline.stores import Suppressions, Tombstones, collection, hold_lease, open_store
 
 COLUMNS = {"source__namespace_column": "tenant", "source__sequence": "version", "source__operation": "op"}
 
@@ -152,7 +152,7 @@ def test_only_while_no_run_is_at_work_and_only_where_there_is_a_collection(edge,
     memory = runs.settings("m", tmp_path, f"memory:{tmp_path}")
     with opened(memory) as store:
         collection.create(store, "docs", memory.store, 2, {})
-        with hold(store, "docs", "nightly", 15, runs.threading.Event()), pytest.raises(CollectionHeld):
+        with hold_lease(store, "docs", "nightly", 15, runs.threading.Event()), pytest.raises(CollectionHeld):
             forget(memory, ("", "a"), tmp_path)
         assert not store.collection_exists(Suppressions(store, "docs").name)
     assert forget(memory, ("", "a"), tmp_path).left == 0

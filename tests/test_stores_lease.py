@@ -12,7 +12,7 @@ from real_qdrant import open_real
 from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, StoreUnavailable
 from pipeline.owner import Owner
-from pipeline.stores import Lease, Points, guarded, hold, open_store
+from pipeline.stores import Lease, Points, guarded, hold_lease, open_store
 from pipeline.stores import lease as leases
 
 FAR = replace(Owner.here(), machine="another machine", host="far", pid=4)
@@ -42,7 +42,7 @@ def elsewhere(monkeypatch):
 
 
 def test_one_run_at_a_time_and_the_next_when_it_has_ended(store):
-    with hold(store, "docs", "nightly", 1.0, threading.Event()):
+    with hold_lease(store, "docs", "nightly", 1.0, threading.Event()):
         with pytest.raises(CollectionHeld, match="nightly"):
             Lease.take(store, "docs", "", 1.0, threading.Event())
         assert Lease.take(store, "others", "", 1.0, threading.Event()).epoch == 1
@@ -56,7 +56,7 @@ def test_of_many_that_reach_for_it_at_once_one_gets_it(store):
     def reach():
         ready.wait()
         try:
-            with hold(store, "docs", "", 1.5, threading.Event()) as lease:
+            with hold_lease(store, "docs", "", 1.5, threading.Event()) as lease:
                 got.append(lease.epoch)
                 time.sleep(3)
         except CollectionHeld:
@@ -96,7 +96,7 @@ def test_a_holder_elsewhere_is_replaced_when_it_gave_no_sign_of_life_and_then_le
 def test_who_loses_the_lease_is_told(elsewhere):
     store = open_store(StoreConfig(url="memory:"))
     stop = threading.Event()
-    with hold(store, "docs", "", 0.5, stop) as lease:
+    with hold_lease(store, "docs", "", 0.5, stop) as lease:
         found = leases._read(store, "docs")
         thief = replace(found, epoch=found.epoch + 1, beat=0, token="thief")
         while not leases._swap(store, leases._read(store, "docs"), thief):
@@ -115,7 +115,7 @@ def test_a_store_that_does_not_answer_for_a_while_is_no_loss(elsewhere):
     def unavailable(*_, **__):
         raise StoreUnavailable("not now")
 
-    with hold(store, "docs", "", 0.5, threading.Event()) as lease:
+    with hold_lease(store, "docs", "", 0.5, threading.Event()) as lease:
         store.upsert = unavailable
         time.sleep(0.7)
         store.upsert = upsert
@@ -126,13 +126,13 @@ def test_a_store_that_does_not_answer_for_a_while_is_no_loss(elsewhere):
 
 
 def test_without_a_lease_nobody_is_asked():
-    with hold(None, "docs", "", 0, threading.Event()) as lease:
+    with hold_lease(None, "docs", "", 0, threading.Event()) as lease:
         assert lease is None
 
 
 def test_leases_that_somebody_deleted_are_made_again_and_the_run_keeps_its_own(store, elsewhere):
     stop = threading.Event()
-    with hold(store, "docs", "nightly", 0.5, stop) as lease:
+    with hold_lease(store, "docs", "nightly", 0.5, stop) as lease:
         store.delete_collection(leases.LEASES)
         time.sleep(0.5)
         assert leases._read(store, "docs").run == "nightly"
@@ -164,7 +164,7 @@ def test_a_stop_ends_the_wait_for_a_silent_holder(elsewhere):
 def test_that_the_holder_of_a_long_lease_lives_is_soon_seen(elsewhere):
     store = open_store(StoreConfig(url="memory:"))
     since = time.monotonic()
-    with hold(store, "docs", "", 3600.0, threading.Event()), pytest.raises(CollectionHeld):
+    with hold_lease(store, "docs", "", 3600.0, threading.Event()), pytest.raises(CollectionHeld):
         Lease.take(store, "docs", "", 1.0, threading.Event())
     assert time.monotonic() - since < 10
 

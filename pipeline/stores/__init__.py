@@ -26,7 +26,7 @@ from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.folder_lock import Purpose, Seat
 from pipeline.stores.heads import MARKS, Head, Key, read_heads
-from pipeline.stores.lease import Lease, guarded, hold
+from pipeline.stores.lease import Lease, guarded, hold_lease
 from pipeline.stores.nearest import CodedQueries, Hit, nearest, nearest_by_codes
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
@@ -61,7 +61,7 @@ __all__ = [
     "count_stored",
     "folder_of",
     "guarded",
-    "hold",
+    "hold_lease",
     "holders",
     "nearest",
     "nearest_by_codes",

@@ -196,7 +196,7 @@ def guarded(store: Store, collection: str, token: str, lease_s: float) -> Store:
 
 
 @contextlib.contextmanager
-def hold(
+def hold_lease(
     store: Store, collection: str, run: str, lease_s: float, stop: threading.Event
 ) -> Iterator[Lease | None]:
     """Hold a collection's lease, giving signs of life from a thread; set `stop` if another run takes over.
