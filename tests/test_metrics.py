@@ -246,7 +246,7 @@ def test_retries_of_the_store_are_counted_by_cause(qdrant):
     assert total == {"headwater_retries/StoreUnavailable": 2}
 
 
-def test_every_metric_is_in_the_readme():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+def test_every_metric_is_documented():
+    text = (Path(__file__).parent.parent / "deploy" / "README.md").read_text()
     for metric in metrics.ALL:
         assert f"`{metric.name}" in text, metric.name

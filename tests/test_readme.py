@@ -1,4 +1,4 @@
-"""The README holds: commands parse, files exist, Python blocks import what there is. Nothing is run here."""
+"""What the READMEs say holds: commands parse, files exist, Python blocks import what there is. Nothing is run here."""
 
 from __future__ import annotations
 
@@ -6,28 +6,30 @@ import ast
 import importlib
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 from commands import WRONG, check
 from deployed import DEPLOY, ROOT, stages
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+READMES = {folder: (folder / "README.md").read_text(encoding="utf-8") for folder in (ROOT, DEPLOY)}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 TOP = tuple(f"{folder}/" for folder in ("deploy", "pipeline", "tests", "workers"))
 MADE = "deploy/secrets"  # by the reader, as the README says
 
 
 def blocks(language: str) -> list[str]:
-    return [text for kind, text in FENCE.findall(README) if kind == language]
+    return [code for text in READMES.values() for kind, code in FENCE.findall(text) if kind == language]
 
 
-def named_files(text: str) -> set[str]:
+def named_files(text: str, folder: Path = ROOT) -> set[Path]:
     """Links within the repository, and what looks like a path of it: in backticks, or a word of a command."""
-    links = re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)
+    links = {folder / link for link in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text)}
     ticked = [word for code in re.findall(r"`([^`\n]+)`", text) for word in code.split()]
-    typed = [word for script in blocks("bash") for word in script.split()]
-    paths = {word.strip("'\",;:") for word in (*ticked, *typed) if word.strip("'\"").startswith(TOP)}
-    return {path for path in {*links, *paths} if "*" not in path and not path.startswith(MADE)}
+    typed = [word for kind, code in FENCE.findall(text) if kind == "bash" for word in code.split()]
+    words = {word.strip("'\",;:") for word in (*ticked, *typed)}
+    paths = {ROOT / word for word in words if word.startswith(TOP) and not word.startswith(MADE)}
+    return {path for path in {*links, *paths} if "*" not in path.name}
 
 
 def missing_imports(code: str) -> list[str]:
@@ -52,10 +54,11 @@ def test_commands_are_those_of_the_real_command_line(script):
     check(script)
 
 
-def test_every_file_it_names_exists():
-    assert [
-        path for path in sorted(named_files(README)) if not (ROOT / path.partition("#")[0]).exists()
-    ] == []
+@pytest.mark.parametrize("folder", READMES)
+def test_every_file_it_names_exists(folder):
+    named = {Path(str(path).partition("#")[0]) for path in named_files(READMES[folder], folder)}
+    assert named
+    assert [path for path in sorted(named) if not path.exists()] == []
 
 
 def test_docker_builds_stages_that_exist():
@@ -90,6 +93,7 @@ def test_a_wrong_command_would_be_found(right, wrong):
 
 
 def test_a_missing_file_or_name_would_be_found():
-    assert "deploy/confg.toml" in named_files("[settings](deploy/confg.toml)")
-    assert "tests/chekc.py" in named_files("`tests/chekc.py`")
+    assert ROOT / "deploy/confg.toml" in named_files("[settings](deploy/confg.toml)")
+    assert DEPLOY / "confg.toml" in named_files("[settings](confg.toml)", DEPLOY)
+    assert ROOT / "tests/chekc.py" in named_files("`tests/chekc.py`")
     assert missing_imports("from pipeline.search import Raeder") == ["pipeline.search.Raeder"]
