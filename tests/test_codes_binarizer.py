@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -23,7 +24,7 @@ from pipeline.codes import (
     to_values,
     unpack,
 )
-from pipeline.codes.binarizer import Binarizer, on_grid, to_unit
+from pipeline.codes.binarizer import Binarizer, Layer, apply, on_grid, to_unit
 from pipeline.codes.graph import append_binarizer, to_graph
 from pipeline.codes.network import BinarizerNetwork
 from pipeline.errors import EncoderError, UsageError
@@ -115,6 +116,19 @@ def test_the_folded_network_codes_as_torch_does_but_for_signs_of_almost_nothing(
     differing = (got != expected).any(axis=1)
     assert (differing & ~near).mean() < 0.01 * bits
     assert (np.sign(got)[~near] == np.sign(expected)[~near]).mean() > 0.9999
+
+
+def test_sums_are_exact_so_that_no_order_of_additions_can_change_a_sign():
+    generator = np.random.default_rng(4)
+    unit = to_unit(generator.standard_normal((3, 768)))
+    ((weight, bias),) = on_grid(
+        [(14 * generator.standard_normal((16, 768)), generator.standard_normal(16))], 1.0
+    )
+    found = apply((Layer(weight, bias),), unit)
+    for row, sums in zip(unit, found, strict=True):
+        for weights, start, total in zip(weight, bias, sums, strict=True):
+            products = [Fraction(float(a)) * Fraction(float(b)) for a, b in zip(weights, row, strict=True)]
+            assert Fraction(float(total)) == sum(products, Fraction(float(start)))
 
 
 def test_the_sign_of_nothing_is_minus_one_everywhere():
