@@ -17,6 +17,7 @@ from pipeline.config import StoreConfig
 from pipeline.errors import CollectionMismatch, UsageError
 from pipeline.search import Reader
 from pipeline.stores import Points, collection, open_store, parse_filter, profile_named
+from pipeline.stores.profiles import RESERVED
 
 NAMES = ["plain", "langchain", "llamaindex", "haystack"]
 OURS = {"document_id": "d1", "namespace": "", "chunk_index": 2, "start": 3, "end": 9}
@@ -30,7 +31,7 @@ metadatas = st.dictionaries(
     st.text() | st.sampled_from(["text", "id", "content", "metadata", "document_id", "relationships"]),
     json_values,
     max_size=5,
-).filter(lambda found: not profile_named("llamaindex").reserved & found.keys())
+).filter(lambda found: not RESERVED & found.keys())
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline import logs
 from pipeline.errors import ProviderError
 
 # In onnxruntime 1.31 the CPU kernel of this fusion takes ten times as long as Add and LayerNormalization do
@@ -18,7 +18,7 @@ _SLOW_ON_CPU = ["SkipLayerNormFusion"]
 _CPU, _CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _OUT_OF_MEMORY = ("failed to allocate", "out of memory", "bad_alloc", "bad allocation", "alloc_failed")
 
-log = logging.getLogger(__name__)
+log = logs.logger(__name__)
 
 
 def open_session(
@@ -42,7 +42,7 @@ def open_session(
             "Install headwater[gpu] on a machine with a GPU, or set encoder.provider to cpu or auto",
         )
     if devices:
-        log.warning("%d GPUs, but onnxruntime cannot use them: %s; running on the CPU", devices, why)
+        log.warning("gpus_not_used", gpus=devices, why=why, instead="the CPU")
     return _cpu_session(graph, threads, optimise)
 
 

@@ -17,8 +17,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 from qdrant_client import models
 
@@ -32,65 +32,112 @@ DOCUMENT_ID = f"{OURS}.document_id"
 CHUNK_INDEX = f"{OURS}.chunk_index"
 """Payload paths of the fields that filters name."""
 
+RESERVED = frozenset({"doc_id", "_node_content", "_node_type", OURS})
+"""Names that metadata cannot have where it lies at the payload's top, as LlamaIndex wants it."""
+
+
+class Profile(Protocol):
+    """A layout of payloads."""
+
+    @property
+    def name(self) -> str:
+        """What `store.profile` calls it."""
+
+    @property
+    def indexes(self) -> Mapping[str, models.PayloadSchemaType]:
+        """The payload indexes that its client needs."""
+
+    def write(self, id: str, text: str, metadata: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+        """The payload of the point `id`. Raises UsageError where metadata has a name that the profile reserves."""
+
+    def read(self, payload: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """The text and the metadata of a payload that `write` made."""
+
+    def path(self, name: str) -> str:
+        """The payload path of a metadata field, for filters and indexes."""
+
 
 @dataclass(frozen=True)
-class Profile:
-    """A layout of payloads.
-
-    `text` is the key of the text, `id` that of the point's id ("": not in the payload). `metadata` is the key of the
-    metadata, or "" where they lie at the payload's top; such a profile has the text inside the JSON of a LlamaIndex
-    node, and `reserved` names that metadata cannot have. `indexes` are payload indexes that the client needs.
-    """
+class Keyed:
+    """Text and metadata each under a key of their own, and the point's id under `id` ("": not in the payload)."""
 
     name: str
     text: str
     metadata: str
     id: str = ""
-    reserved: frozenset[str] = frozenset()
-    indexes: Mapping[str, models.PayloadSchemaType] = field(default_factory=dict)
+
+    @property
+    def indexes(self) -> Mapping[str, models.PayloadSchemaType]:
+        """None: see `Profile`."""
+        return {}
 
     def write(self, id: str, text: str, metadata: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
-        """The payload of the point `id`. Raises UsageError where metadata has a name that the profile reserves."""
-        if not self.metadata:
-            self._check_names(metadata)
-            return {**metadata, **_node(id, text, metadata, ours), OURS: ours}
+        """See `Profile`; every name may be metadata's."""
         payload = {self.text: text, self.metadata: metadata, OURS: ours}
         return {self.id: id, **payload} if self.id else payload
 
     def read(self, payload: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """The text and the metadata of a payload that `write` made."""
-        if self.metadata:
-            return payload[self.text], payload[self.metadata]
-        node = json.loads(payload[self.text])
-        return node["text"], node["metadata"]
+        """See `Profile`."""
+        return payload[self.text], payload[self.metadata]
 
     def path(self, name: str) -> str:
-        """The payload path of a metadata field, for filters and indexes."""
-        return f"{self.metadata}.{name}" if self.metadata else name
+        """See `Profile`."""
+        return f"{self.metadata}.{name}"
 
-    def _check_names(self, metadata: Mapping[str, Any]) -> None:
-        taken = self.reserved & metadata.keys()
+
+@dataclass(frozen=True)
+class LlamaIndexNode:
+    """The text inside the JSON of a LlamaIndex TextNode, and metadata at the payload's top."""
+
+    name: str = "llamaindex"
+
+    @property
+    def indexes(self) -> Mapping[str, models.PayloadSchemaType]:
+        """That of the document's id: see `Profile`."""
+        return {"doc_id": models.PayloadSchemaType.KEYWORD}
+
+    def write(self, id: str, text: str, metadata: dict[str, Any], ours: dict[str, Any]) -> dict[str, Any]:
+        """See `Profile`."""
+        taken = RESERVED & metadata.keys()
         if taken:
             raise UsageError(
                 f"a metadata column is named {min(taken)!r}",
-                f"In the profile {self.name!r} metadata lies beside {', '.join(sorted(self.reserved))}",
+                f"In the profile {self.name!r} metadata lies beside {', '.join(sorted(RESERVED))}",
                 "Leave that column out with source.metadata, rename it, or choose another store.profile",
             )
+        node = {
+            "id_": id,
+            "text": text,
+            "metadata": metadata,
+            "relationships": {"1": {"node_id": ours["document_id"]}},  # 1: the document it is a part of
+            "start_char_idx": ours["start"],
+            "end_char_idx": ours["end"],
+        }
+        return {
+            **metadata,
+            "doc_id": ours["document_id"],
+            "_node_content": json.dumps(node, ensure_ascii=False, separators=(",", ":")),
+            "_node_type": "TextNode",
+            OURS: ours,
+        }
+
+    def read(self, payload: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """See `Profile`."""
+        node = json.loads(payload["_node_content"])
+        return node["text"], node["metadata"]
+
+    def path(self, name: str) -> str:
+        """See `Profile`."""
+        return name
 
 
-_PROFILES = {
+_PROFILES: dict[str, Profile] = {
     profile.name: profile
     for profile in (
-        Profile("plain", "text", "metadata"),
-        Profile("langchain", "page_content", "metadata"),
-        Profile("haystack", "content", "meta", id="id"),
-        Profile(
-            "llamaindex",
-            "_node_content",
-            "",
-            reserved=frozenset({"doc_id", "_node_content", "_node_type", OURS}),
-            indexes={"doc_id": models.PayloadSchemaType.KEYWORD},
-        ),
+        Keyed("plain", "text", "metadata"),
+        Keyed("langchain", "page_content", "metadata"),
+        Keyed("haystack", "content", "meta", id="id"),
+        LlamaIndexNode(),
     )
 }
 
@@ -104,19 +151,3 @@ def profile_named(name: str) -> Profile:
             "Use the version of headwater that made the collection",
         )
     return _PROFILES[name]
-
-
-def _node(id: str, text: str, metadata: dict[str, Any], ours: dict[str, Any]) -> dict[str, str]:
-    """A LlamaIndex TextNode as its vector stores keep one."""
-    node = {
-        "id_": id,
-        "text": text,
-        "metadata": metadata,
-        "relationships": {
-            "1": {"node_id": ours["document_id"]}
-        },  # 1: the document that the node is a part of
-        "start_char_idx": ours["start"],
-        "end_char_idx": ours["end"],
-    }
-    content = json.dumps(node, ensure_ascii=False, separators=(",", ":"))
-    return {"doc_id": ours["document_id"], "_node_content": content, "_node_type": "TextNode"}

@@ -29,8 +29,8 @@ def split_key(split: Split) -> str:
     """A split's name in the ledger: its id, and which of its rows lost to others of the same document id."""
     if not split.superseded:
         return split.id
-    lost = hashlib.sha256(",".join(map(str, split.superseded)).encode()).hexdigest()
-    return f"{split.id}-{lost[:16]}"
+    superseded = hashlib.sha256(",".join(map(str, split.superseded)).encode()).hexdigest()
+    return f"{split.id}-{superseded[:16]}"
 
 
 @dataclass(frozen=True)
@@ -56,42 +56,39 @@ class Ledger:
     """The committed splits of one run of one plan on one collection.
 
     After a crash at any moment, `open` finds every split whose `commit` returned, and drops a torn last line.
+    `finished` is set for a named run that was finished before: nothing is left to do.
     """
 
-    def __init__(
-        self, file: Path, run_id: str, done: dict[str, int], finished: tuple[dict[str, Any], str] | None
-    ) -> None:
+    def __init__(self, file: Path, run_id: str, done: dict[str, int], finished: Finished | None) -> None:
         self.file = file
         self.run_id = run_id
-        self.finished = (
-            finished  # summary and time of a named run that was finished before: nothing is left to do
-        )
+        self.finished = finished
         self._done = done  # split key -> byte offset of its line
 
     @classmethod
-    def open(cls, folder: Path, plan: Header, last_run: str) -> Self:
-        """Resume the unfinished run of this plan, or begin a new one; creates `folder`.
+    def open(cls, folder: Path, header: Header, last_run: str) -> Self:
+        """Resume the unfinished run of this header's plan, or begin a new one; creates `folder`.
 
         `last_run` is the run that wrote to the collection last, as its metadata says: any other than ours has
-        changed what we remember as done, so then nothing is resumed. A run that was named (`plan.run`) and is
+        changed what we remember as done, so then nothing is resumed. A run that was named (`header.run`) and is
         finished stays finished, whoever wrote since. Raises UsageError where a run of that name had another plan.
         """
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            ledger = cls._resume(run_file(folder, plan.run or last_run), plan, last_run)
+            ledger = cls._resume(run_file(folder, header.run or last_run), header, last_run)
             if ledger is None:  # one without a commit is false
-                ledger = cls._begin(folder, plan)
+                ledger = cls._begin(folder, header)
             if ledger.finished is None:
                 ledger._append({"attempt": Owner.here().as_dict(), "at": now()})
         return ledger
 
     @classmethod
-    def _begin(cls, folder: Path, plan: Header) -> Self:
-        run_id = plan.run or uuid.uuid4().hex[:12]
+    def _begin(cls, folder: Path, header: Header) -> Self:
+        run_id = header.run or uuid.uuid4().hex[:12]
         file = run_file(folder, run_id)
         fresh = file.with_suffix(".new")
         with fresh.open("wb") as out:
-            out.write(line(asdict(replace(plan, run=run_id))))
+            out.write(line(asdict(replace(header, run=run_id))))
             out.flush()
             os.fsync(out.fileno())
         fresh.replace(file)
@@ -100,29 +97,29 @@ class Ledger:
         return cls(file, run_id, {}, None)
 
     @classmethod
-    def _resume(cls, file: Path, plan: Header, last_run: str) -> Self | None:
+    def _resume(cls, file: Path, header: Header, last_run: str) -> Self | None:
         entries = list(read_entries(file)) if file.exists() else []
         if not entries:
             return None
-        header, last = entries[0].values, entries[-1].values
-        if header.get("plan") != plan.plan:
-            if plan.run:
+        begun, last = entries[0].values, entries[-1].values
+        if begun.get("plan") != header.plan:
+            if header.run:
                 raise UsageError(
-                    f"run {plan.run!r} was begun with source {header.get('source')} and other settings",
+                    f"run {header.run!r} was begun with source {begun.get('source')} and other settings",
                     "One name for one source and one way to index it",
                     "Take another --run-id",
                 )
             return None
         summary = last.get("ended", {}).get("summary")
         finished = summary is not None and summary["exit_code"] in (0, 3)
-        if finished and plan.run:
-            return cls(file, header["run"], {}, (summary, last["at"]))
-        if finished or header["run"] != last_run:
+        if finished and header.run:
+            return cls(file, begun["run"], {}, (summary, last["at"]))
+        if finished or begun["run"] != last_run:
             return None
         with file.open("r+b") as out:
             out.truncate(entries[-1].end)
         done = {entry.values["split"]: entry.at for entry in entries if "split" in entry.values}
-        return cls(file, header["run"], done, None)
+        return cls(file, begun["run"], done, None)
 
     def __contains__(self, split: Split) -> bool:
         return split_key(split) in self._done
