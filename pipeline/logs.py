@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import sys
 import threading
@@ -165,8 +166,16 @@ def _redacted(text: str) -> str:
 
 
 def _to_stderr(line: str) -> None:
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()
+    try:
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    except OSError:
+        leave_stderr()
+
+
+def leave_stderr() -> None:
+    """Nobody reads stderr any more: what is written there goes nowhere from now on, and the run goes on."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stderr.fileno())
 
 
 class _Lines(logging.Handler):

@@ -1,5 +1,7 @@
 """The commands as users type them, each in a process of its own."""
 
+import os
+import shlex
 import subprocess
 import sys
 
@@ -163,6 +165,27 @@ def test_a_users_mistake_gets_a_message_and_no_traceback(
     assert done.stdout == ""
     for word in words:
         assert word in done.stderr.replace("\n", "")
+
+
+@pytest.mark.parametrize("ending", ["", "2>&-"], ids=["nobody reads", "closed"])
+def test_stderr_ends_no_run(ending, tmp_path, source, base, encoder_cache):
+    store = ["--store", f"edge:{tmp_path}/index", "--collection", "docs"]
+    words = ["ingest", source, *base[:-2], *store, "--json", "--set", "run.log_level=debug"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = shlex.join([sys.executable, "-m", "pipeline.cli", *map(str, words)])
+    done = subprocess.run(
+        ["bash", "-c", f"exec {command} {ending}"],
+        env={**os.environ, "HEADWATER_ENCODER__CACHE": str(encoder_cache)},
+        stdout=subprocess.PIPE,
+        stderr=writing,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    os.close(writing)
+    assert done.returncode == 0
+    assert runs.lines(done.stdout)[0]["indexed"] == 30
 
 
 def test_searching_what_is_not_there_says_so(folder, ingested, encoder_cache):

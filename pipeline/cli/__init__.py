@@ -26,14 +26,13 @@ def main() -> None:
 
 
 def _run() -> None:
-    from pipeline.cli.report import (  # a second, in which Ctrl-C is no traceback either
-        print_error,
-        print_warning,
-    )
+    if sys.stderr is None:  # it was closed: nothing else may get its number
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+    # It takes a second, in which Ctrl-C is no traceback either.
+    from pipeline.cli.report import print_error, print_warning
 
-    warnings.showwarning = lambda message, *_: print_warning(
-        str(message)
-    )  # libraries': without their source line
+    # Libraries' warnings are shown without their source line.
+    warnings.showwarning = lambda message, *_: print_warning(str(message))
     try:
         _use_utf8()
         from pipeline.cli.app import app

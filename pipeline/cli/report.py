@@ -22,8 +22,17 @@ from rich.text import Text
 from pipeline import logs, schemas
 from pipeline.sync import Run
 
+
+class _Stderr(Console):
+    """Says nothing more where nobody reads it; rich's own console would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        logs.leave_stderr()
+
+
 out = Console(soft_wrap=True, highlight=False)  # what was asked for
-console = Console(stderr=True, soft_wrap=True, highlight=False)
+console = _Stderr(stderr=True, soft_wrap=True, highlight=False)
 
 log = logs.logger("pipeline.cli")
 
