@@ -41,7 +41,7 @@ def binary(bits, query, name="codes"):
     def make(judged):
         return make_binarizer("rotation", judged.documents, 32, bits)
 
-    return coded(f"{name} {bits} {query}", make, query, 4 * bits)
+    return coded(f"{name} {bits} {query}", make, query, 4 * bits, name.startswith("learned"))
 
 
 def test_floats_keep_everything_and_noise_nothing():

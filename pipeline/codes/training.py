@@ -94,9 +94,10 @@ def train_codes(
     unit = to_unit(vectors.astype(np.float64)).astype(np.float32)
     everything = np.arange(len(unit))
     held, kept = _split(len(unit), options.seed)
-    recall = [recall_of(_start(vectors[kept], options), unit[held], unit[kept])]
+    start = _start(vectors[kept], options)
+    recall = [recall_of(start, unit[held], unit[kept])]
     linked = _pairs(unit, kept, pairs, options)
-    for epoch, trained in _epochs(vectors, unit, kept, linked, options):
+    for epoch, trained in _epochs(start, unit, linked, options):
         recall.append(recall_of(trained, unit[held], unit[kept]))
         watch(epoch, recall[-1])
         if epoch - int(np.argmax(recall)) >= options.patience:
@@ -105,7 +106,7 @@ def train_codes(
     linked = _pairs(unit, everything, pairs, options)
     made = _start(vectors, options)
     if best:
-        again = _epochs(vectors, unit, everything, linked, options)
+        again = _epochs(made, unit, linked, options)
         made = next(trained for epoch, trained in again if epoch == best)
     spec = replace(made.spec, method="learned", encoder_version=encoder_version)
     seconds = time.perf_counter() - since
@@ -161,16 +162,11 @@ def _pairs(
 
 
 def _epochs(
-    vectors: NDArray[np.float32],
-    unit: NDArray[np.float32],
-    kept: NDArray[np.int64],
-    linked: NDArray[np.int64],
-    options: TrainingOptions,
+    start: Binarizer, unit: NDArray[np.float32], linked: NDArray[np.int64], options: TrainingOptions
 ) -> Iterator[tuple[int, Binarizer]]:
-    """Train on the pairs of these rows: the binarizer after each epoch, counted from 1."""
+    """Train on pairs of these rows: the binarizer after each epoch, counted from 1."""
     generator = np.random.default_rng(options.seed)
     torch.manual_seed(options.seed)
-    start = _start(vectors[kept], options)
     network = BinarizerNetwork(start, options.hidden, options.layers)
     rows = torch.from_numpy(unit)
     steps = max(1, len(linked) // options.batch)

@@ -100,7 +100,11 @@ def floats(width: int) -> Method:
 
 
 def coded(
-    name: str, make: Callable[[JudgedVectors], Binarizer], query: Literal["code", "float"], size: int
+    name: str,
+    make: Callable[[JudgedVectors], Binarizer],
+    query: Literal["code", "float"],
+    size: int,
+    trained: bool = False,
 ) -> Method:
     """Rank by codes: coded queries (symmetric) or float ones. `make` gives the binarizer for a set's vectors."""
 
@@ -117,7 +121,7 @@ def coded(
         queries = to_values(unpack(binarizer.encode(judged.queries).packed, bits)).astype(np.float32)
         return rank(queries, documents, judged.owners, k)[0]
 
-    return Method(name, size, ranked, name.startswith("learned"))
+    return Method(name, size, ranked, trained)
 
 
 def restored(
@@ -206,6 +210,16 @@ def _best_untrained(measured: Mapping[str, Sequence[Measured]], name: str, kind:
         if not sets[0].method.trained and sets[0].method.bytes <= method.bytes
     ]
     return max(rivals, key=lambda other: _means(measured[other], kind), default=None)
+
+
+Kind = Literal["ndcg", "recall10", "recall100", "rescored_ndcg", "rescored_recall10"]
+
+
+def difference(
+    ours: Sequence[Measured], theirs: Sequence[Measured], kind: Kind, seed: int = 0
+) -> tuple[float, tuple[float, float]]:
+    """By how much one method is better than another on the same sets, with its 95 % interval."""
+    return _difference(ours, theirs, kind, _resample([len(getattr(one, kind)) for one in ours], seed))
 
 
 def _difference(
