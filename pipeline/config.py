@@ -54,7 +54,11 @@ class SourceConfig(Section):
     namespace: str = ""  # one namespace for the whole source
     namespace_column: str = ""  # or a column (a tenant) that names it
     snapshot: bool = False  # the source is all there is: what it lacks is removed
-    max_deletes: str = Field(default="10%", pattern=r"^(\d+|(100|\d?\d)(\.\d+)?%)$")
+    max_deletes: str = Field(
+        default="10%",
+        pattern=r"^(\d+|(100|\d?\d)(\.\d+)?%)$",
+        description="A number of documents, as 100, or a share of all, as 2.5%",
+    )
     batch_rows: int = Field(default=256, ge=1)
     batch_bytes: int = Field(default=8 << 20, ge=1 << 10)
 
@@ -163,7 +167,11 @@ class StoreConfig(Section):
 class RunConfig(Section):
     """How a run is executed and where it remembers what is done."""
 
-    id: str = Field(default="", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$|^$")
+    id: str = Field(
+        default="",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$|^$",
+        description="At most 64 letters, digits, dots, underscores and hyphens, a letter or digit first",
+    )
     executor: Literal["local", "ray"] = "local"
     lanes: int = Field(default=0, ge=0)  # 0: one on a machine without a GPU, else one per GPU
     window_tokens: int = Field(default=0, ge=0)  # 0: sixteen batches
@@ -305,6 +313,9 @@ def _explain(error: ValidationError, file: Path | None, environment: Mapping[str
     shown = isinstance(first["input"], (str, int, float, bool)) and path[-1] not in ("api_key", "token")
     got = f" = {first['input']!r}" if shown else ""
     do = "deploy/config.toml documents every key"
+    if first["type"] == "string_pattern_mismatch":
+        need = _section(path[:-1]).model_fields[path[-1]].description or ""
+        return f"setting {'.'.join(path)}{got}{where}", need, do
     return f"setting {'.'.join(path)}{got}{where}: {first['msg']}", "", do
 
 

@@ -227,6 +227,17 @@ def test_a_bad_value_is_named_with_its_key_and_file(config, text, key, got):
     assert "config.toml" in message
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [("run.id", "my run", "64 letters, digits"), ("source.max_deletes", "101%", "a share of all")],
+)
+def test_what_a_value_must_look_like_is_said_in_words(key, value, words):
+    with pytest.raises(UsageError, match=words) as refused:
+        load(None, {key: value})
+    assert repr(value) in refused.value.got
+    assert "^" not in str(refused.value)
+
+
 def test_a_bad_value_of_the_environment_is_named_with_its_variable(monkeypatch, config):
     monkeypatch.setenv("HEADWATER_STORE__HNSW__M", "many")
     message = str(refused(config('[store]\nurl = "edge:points"')))

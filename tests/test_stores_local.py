@@ -16,7 +16,7 @@ from test_stores import ID, points
 
 from pipeline.config import StoreConfig
 from pipeline.errors import StoreError, StoreHeld, UsageError
-from pipeline.stores import Points, collection, folder_of, nearest, open_store, store_exists
+from pipeline.stores import Points, Purpose, collection, folder_of, nearest, open_store, store_exists
 
 WRITER = """
 import sys, uuid, numpy as np
@@ -135,9 +135,10 @@ def test_qdrant_client_opens_what_we_wrote_and_we_what_it_writes(tmp_path):
         store.count("docs")
 
 
-def test_its_limits_are_said_once_when_it_is_opened(tmp_path, caplog):
+def test_its_limits_are_said_once_to_who_fills_it(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        store = open_store(url(tmp_path))
+        open_store(url(tmp_path), Purpose.SEARCH).close()
+        store = open_store(url(tmp_path), Purpose.INGEST)
         collection.create(store, "docs", StoreConfig(), 4, {})
         store.upsert("docs", points([1, 2, 3]))
         store.close()

@@ -18,7 +18,7 @@ from qdrant_client.http.models import QueryResponse
 
 from pipeline import logs
 from pipeline.errors import HeadwaterError, StoreError, StoreFull
-from pipeline.stores.folder_lock import Claim, FolderLock, held_by_another
+from pipeline.stores.folder_lock import Claim, FolderLock, Purpose, held_by_another
 from pipeline.stores.points import Points
 from pipeline.stores.server_points import rest_points
 from pipeline.stores.store import VectorsConfig, payload_keys
@@ -45,25 +45,28 @@ class LocalStore:
         self._held = held
         self._lock = threading.Lock()
         self._indexes: dict[str, dict[str, models.PayloadIndexInfo]] = {}  # local mode keeps none
-        self._connections: dict[str, sqlite3.Connection] = {}
         self._relax()
 
     @classmethod
     def open(cls, folder: Path, claim: Claim = Claim()) -> LocalStore:
-        """Lock the folder and read all of it into memory; raises StoreHeld where another program holds it."""
+        """Lock the folder and read all of it into memory; raises StoreHeld where another program holds it.
+
+        A run that would fill it is told what it is not made for.
+        """
         held = FolderLock.take(folder, claim)
         try:
-            client = _client(folder)
+            store = cls(_client(folder), folder, held)
+        except BaseException:
+            held.release()
+            raise
+        if claim.purpose is Purpose.INGEST:
             log.warning(
                 "local_store_opened",
                 folder=str(folder),
                 limits="one process at a time and up to about 20,000 points, which every search compares all",
                 instead="edge:DIR or a server",
             )
-            return cls(client, folder, held)
-        except BaseException:
-            held.release()
-            raise
+        return store
 
     @classmethod
     def in_memory(cls) -> LocalStore:
@@ -112,7 +115,6 @@ class LocalStore:
         with self._call():
             known = {one.name for one in self._client.get_collections().collections}
             self._indexes.pop(collection_name, None)
-            self._connections.pop(collection_name, None)
             self._client.delete_collection(collection_name)
             return collection_name in known
 
@@ -217,7 +219,7 @@ class LocalStore:
 
     def flush(self) -> None:
         with self._call():
-            for connection in self._connections.values():
+            for connection in _databases(self._client):
                 connection.execute("PRAGMA wal_checkpoint(FULL)")
             if self._folder:
                 for path in (self._folder / CATALOGUE, self._folder):
@@ -242,12 +244,9 @@ class LocalStore:
 
         With a write-ahead log each point is still there after SIGKILL, and power loss costs the last points only.
         """
-        for name, kept in getattr(self._client._client, "collections", {}).items():
-            connection = getattr(getattr(kept, "storage", None), "storage", None)
-            if name not in self._connections and isinstance(connection, sqlite3.Connection):
-                connection.execute("PRAGMA journal_mode=WAL")
-                connection.execute("PRAGMA synchronous=NORMAL")
-                self._connections[name] = connection
+        for connection in _databases(self._client):
+            connection.execute("PRAGMA journal_mode=WAL")
+            connection.execute("PRAGMA synchronous=NORMAL")
 
     def _resolve(self, collection_name: str) -> str:
         aliases = {one.alias_name: one.collection_name for one in self._client.get_aliases().aliases}
@@ -297,6 +296,16 @@ def _client(folder: Path) -> QdrantClient:
             "A folder that qdrant-client wrote",
             "Restore it from a backup, or choose another folder",
         ) from error
+
+
+def _databases(client: QdrantClient) -> list[sqlite3.Connection]:
+    """The database of each collection in a folder, which qdrant-client keeps to itself.
+
+    Should a version of it keep them elsewhere, none are found: then every point is synced, slower and no less safe.
+    """
+    collections = getattr(client._client, "collections", {}).values()
+    found = [getattr(getattr(kept, "storage", None), "storage", None) for kept in collections]
+    return [connection for connection in found if isinstance(connection, sqlite3.Connection)]
 
 
 def _sync(path: Path) -> None:
