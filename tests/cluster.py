@@ -4,13 +4,13 @@ import os
 import socket
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from waiting import wait_for
 
 
 class Machine:
@@ -77,14 +77,6 @@ def processes(mark):
     return found
 
 
-def wait_for(condition, seconds=60.0):
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline, "nothing came of it"
-        time.sleep(0.02)
-    return found
-
-
 def ingest_arguments(source, model, cache, store, state):
     """`headwater ingest` on two lanes of a Ray, committing every split."""
     return [
@@ -104,7 +96,7 @@ def wait_for_commits(process, state, more_than=2):
     try:
         wait_for(lambda: commits(state) > more_than or process.poll() is not None)
         assert process.poll() is None
-    except AssertionError:
+    except (AssertionError, TimeoutError):
         process.kill()
         raise AssertionError(process.communicate()) from None
 

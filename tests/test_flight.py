@@ -18,6 +18,7 @@ import pytest
 import runs
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import wait_for
 
 from pipeline.config import StoreConfig
 from pipeline.errors import HeadwaterError, UsageError
@@ -62,13 +63,6 @@ def connects(port):
     with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
         return True
     return False
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 class Client:

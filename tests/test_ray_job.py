@@ -7,8 +7,9 @@ import documents
 import points
 import pytest
 import runs
-from cluster import Machine, commits, ingest_arguments, lanes, processes, wait_for
+from cluster import Machine, commits, ingest_arguments, lanes, processes
 from ray.job_submission import JobStatus, JobSubmissionClient
+from waiting import wait_for
 
 from pipeline.config import StoreConfig
 from pipeline.stores import open_store
@@ -41,7 +42,7 @@ def jobs(head):
 
 
 def ended(jobs, job, seconds=120.0):
-    wait_for(lambda: jobs.get_job_status(job).is_terminal(), seconds)
+    wait_for(lambda: jobs.get_job_status(job).is_terminal(), seconds=seconds)
     return jobs.get_job_status(job)
 
 

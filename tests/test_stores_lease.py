@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from qdrant_client import models
 from real_qdrant import open_real
+from waiting import wait_for
 
 from pipeline.config import StoreConfig
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, StoreUnavailable
@@ -101,7 +102,7 @@ def test_who_loses_the_lease_is_told(elsewhere):
         thief = replace(found, epoch=found.epoch + 1, beat=0, token="thief")
         while not leases._swap(store, leases._read(store, "docs"), thief):
             pass
-        time.sleep(1)
+        wait_for(stop.is_set)
         with pytest.raises(LeaseLost):
             lease.check()
     assert stop.is_set()
@@ -120,8 +121,7 @@ def test_a_store_that_does_not_answer_for_a_while_is_no_loss(elsewhere):
         time.sleep(0.7)
         store.upsert = upsert
         before = leases._read(store, "docs").beat
-        time.sleep(0.5)
-        assert leases._read(store, "docs").beat > before
+        wait_for(lambda: leases._read(store, "docs").beat > before)
         lease.check()
 
 
@@ -134,8 +134,8 @@ def test_leases_that_somebody_deleted_are_made_again_and_the_run_keeps_its_own(s
     stop = threading.Event()
     with hold_lease(store, "docs", "nightly", 0.5, stop) as lease:
         store.delete_collection(leases.LEASES)
-        time.sleep(0.5)
-        assert leases._read(store, "docs").run == "nightly"
+        wait_for(lambda: store.collection_exists(leases.LEASES))
+        assert wait_for(lambda: leases._read(store, "docs")).run == "nightly"
         lease.check()
     assert not stop.is_set()
 

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import runs
+from waiting import wait_for
 
 from pipeline.config import StoreConfig
 from pipeline.errors import UsageError
@@ -71,13 +72,9 @@ class Here:
 
 def settled(index, done, alive):
     """Wait until the manifest says that all is done, of these files alone."""
-    deadline = time.monotonic() + DEADLINE
-    while time.monotonic() < deadline:
-        if manifest(index) == {(name, 1) for name in done}:
-            return
-        assert alive()
-        time.sleep(0.02)
-    raise AssertionError(f"{manifest(index)} is not {done}")
+    wanted = {(name, 1) for name in done}
+    wait_for(lambda: manifest(index) == wanted or not alive(), f"not {wanted}")
+    assert alive()
 
 
 class Watch:
@@ -152,9 +149,7 @@ def test_files_that_come_change_move_and_go(folder, tiny_model, encoder_cache, t
         here.settled(["a.parquet"])
         put(folder / "b.parquet", rows[20:40])
         here.settled(["a.parquet", "b.parquet"])
-        put(
-            folder / "c.parquet", [{**rows[3], "text": "another text for it."}, *rows[40:50]]
-        )  # wins over a's
+        put(folder / "c.parquet", [{**rows[3], "text": "it wins over a's."}, *rows[40:50]])
         here.settled(["a.parquet", "b.parquet", "c.parquet"])
         put(folder / "b.parquet", [*rows[25:40], *rows[50:60]])  # lost five, got ten
         time.sleep(0.1)
@@ -262,32 +257,16 @@ def test_what_cannot_be_watched_is_a_mistake_of_the_user(folder, tiny_model, enc
         )
 
 
-def wait_for(condition):
-    deadline = time.monotonic() + DEADLINE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
 def ids(url):
     return {payload["headwater"]["document_id"] for payload, _ in points.contents_of(url, "docs").values()}
 
 
 def test_a_stream_on_stdin_is_searchable_while_it_goes_on(qdrant, tiny_model, encoder_cache, tmp_path):
     rows = documents.rows(12)
-    arguments = [
-        "--store",
-        qdrant.grpc_url,
-        "--collection",
-        "streamed",
-        "--json",
-        "--set",
-        f"run.state={tmp_path}",
-    ]
     process = subprocess.Popen(
         [
-            sys.executable, "-m", "pipeline.cli", "watch", "-", "--encoder", str(tiny_model),
-            "--max-latency", "200ms", *arguments,
+            sys.executable, "-m", "pipeline.cli", "watch", "-", "--encoder", str(tiny_model), "--max-latency", "200ms",
+            "--store", qdrant.grpc_url, "--collection", "streamed", "--json", "--set", f"run.state={tmp_path}",
         ],
         env={**os.environ, "HEADWATER_ENCODER__CACHE": str(encoder_cache)},
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,

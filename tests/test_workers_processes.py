@@ -12,7 +12,8 @@ import metrics_page
 import points
 import pytest
 import runs
-from cluster import ingest_arguments, lanes, processes, wait_for, wait_for_commits
+from cluster import ingest_arguments, lanes, processes, wait_for_commits
+from waiting import wait_for
 
 pytestmark = pytest.mark.ray
 
@@ -57,7 +58,7 @@ def test_with_no_ray_around_a_lane_dies_and_nothing_is_left_behind(
     assert summary["indexed"] + summary["unchanged"] == 1200  # a split run again finds what it wrote before
     assert "Traceback" not in err
     points.assert_same(unharmed, stored(tmp_path))
-    wait_for(lambda: not marked(), 15)
+    wait_for(lambda: not marked(), seconds=15)
 
 
 def test_after_kill_9_of_the_driver_the_next_run_finishes_it(
@@ -73,7 +74,7 @@ def test_after_kill_9_of_the_driver_the_next_run_finishes_it(
     assert summary["resumed_splits"] > 0
     assert summary["indexed"] + summary["unchanged"] == 1200  # a split run again finds what it wrote before
     points.assert_same(unharmed, stored(tmp_path))
-    wait_for(lambda: not marked(), 30)
+    wait_for(lambda: not marked(), seconds=30)
 
 
 def test_ctrl_c_in_a_terminal_drains_the_lanes(arguments, encoder_cache, tmp_path, marked):
@@ -90,7 +91,7 @@ def test_ctrl_c_in_a_terminal_drains_the_lanes(arguments, encoder_cache, tmp_pat
     }
     assert len(heads) >= summary["indexed"]
     assert "Traceback" not in err
-    wait_for(lambda: not marked(), 15)
+    wait_for(lambda: not marked(), seconds=15)
 
 
 def is_head(payload):

@@ -47,7 +47,7 @@ KINDS = {
 
 
 @dataclass
-class Tally:
+class Total:
     """What was gone through."""
 
     histories: Counter[str] = field(default_factory=Counter)  # by kind and store
@@ -57,7 +57,7 @@ class Tally:
     steps: Counter[str] = field(default_factory=Counter)
     distinct: set[str] = field(default_factory=set)
 
-    def __iadd__(self, other: Tally) -> Tally:
+    def __iadd__(self, other: Total) -> Total:
         self.histories += other.histories
         self.runs += other.runs
         self.crashes += other.crashes
@@ -77,9 +77,9 @@ class Chunk:
     seed: int
 
 
-def go(chunk: Chunk) -> tuple[Tally, str]:
+def go(chunk: Chunk) -> tuple[Total, str]:
     """Go through a chunk; the error with the smallest history that shows it, or ""."""
-    tally = Tally()
+    tally = Total()
 
     @seed(chunk.seed)
     @settings(max_examples=chunk.count, deadline=None, database=None, suppress_health_check=list(HealthCheck))
@@ -116,7 +116,7 @@ def with_metadata_edits(history: Sequence[Run], chance: random.Random) -> list[R
     return found
 
 
-def once(chunk: Chunk, history: list[Run], chance: random.Random, tally: Tally) -> None:
+def once(chunk: Chunk, history: list[Run], chance: random.Random, tally: Total) -> None:
     """One history, unharmed and then crashing."""
     sequenced = chunk.kind in ("sequences", "rejections")
     with new_store(chunk.store) as store:
@@ -206,7 +206,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    began, total, failures = time.perf_counter(), Tally(), []
+    began, total, failures = time.perf_counter(), Total(), []
     with (
         multiprocessing.get_context("spawn").Pool(options.workers) as workers,
         Progress(console=Console(stderr=True)) as progress,

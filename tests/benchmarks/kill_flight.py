@@ -15,11 +15,12 @@ import psutil
 import pyarrow as pa
 import pyarrow.flight as flight
 from kill_sources import COMMAND, CREDITS, flags
-from killing import PATIENCE_S, SPLIT, Ground, Run, version, wait_for
+from killing import PATIENCE_S, SPLIT, Ground, Run, version
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cluster import free_port
+from waiting import wait_for
 
 
 def batches(number: int) -> list[pa.RecordBatch]:

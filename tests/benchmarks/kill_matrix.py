@@ -41,12 +41,12 @@ from killing import (
     kill,
     resume,
     stop,
-    wait_for,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cluster import Head, Machine, lanes, processes
+from waiting import wait_for
 
 SOURCES = ("parquet", "folder", "flight")
 VICTIMS = ("lane", "sink", "driver", "node")

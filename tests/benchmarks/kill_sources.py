@@ -13,12 +13,13 @@ from pathlib import Path
 
 import psutil
 import pyarrow.parquet as pq
-from killing import PATIENCE_S, SETTINGS, SPLIT, Ground, Run, begun, version, wait_for
+from killing import PATIENCE_S, SETTINGS, SPLIT, Ground, Run, begun, version
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import documents
 from cluster import Head, Machine, commits, lanes, processes
+from waiting import wait_for
 
 LANES = 2
 CREDITS = 2

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ SPLIT = 50  # documents
 DEADLINE_S = 10.0  # after which a lane that does nothing is given up
 LEASE_S = 3.0
 TIMEOUT_S = 3.0  # of a request to a server
-PATIENCE_S = 120.0
+PATIENCE_S = 120.0  # as wait_for has
 SETTINGS = {
     "chunking.max_tokens": 48,
     "run.commit_every_s": 0,
@@ -234,16 +234,6 @@ def kill(processes: list[psutil.Process]) -> None:
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()
-
-
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = PATIENCE_S) -> Any:
-    """Wait until something is so."""
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            raise TimeoutError(what)
-        time.sleep(0.005)
-    return found
 
 
 def begun(logs: Iterable[Path], runs_of: set[str] | None = None) -> Counter[str]:

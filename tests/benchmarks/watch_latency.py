@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import harness
-from killing import Run, wait_for
+from killing import Run
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
@@ -30,6 +30,7 @@ import documents
 import models
 import runs
 from qdrant_server import Server
+from waiting import wait_for
 
 from pipeline.config import StoreConfig
 from pipeline.schemas import digest, point_id
