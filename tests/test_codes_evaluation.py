@@ -1,10 +1,13 @@
 """Codes measured against the floats: what is exact keeps everything, what is noise nothing, intervals are paired."""
 
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from pipeline.codes import make_binarizer
+from pipeline.errors import UsageError
 from pipeline.evaluation.codes import JudgedVectors, Method, coded, floats, measure, restored, summarise
 from pipeline.evaluation.figure import draw_quality
 from pipeline.evaluation.retrieval import rank
@@ -93,6 +96,21 @@ def test_compressed_vectors_are_ranked_as_they_come_back():
         "half", lambda judged: (judged.queries, judged.documents.astype(np.float16).astype(np.float32)), 64
     )
     assert rows_of(half)["half"].recall10 > 0.98
+
+
+def test_floats_that_find_nothing_are_nothing_to_be_measured_against():
+    lost = replace(SETS[0], qrels={query: {"none": 1} for query in SETS[0].query_ids})
+    nothing = [measure(floats(32), lost)]
+    with pytest.raises(UsageError, match="the floats find none"):
+        summarise({"float32": nothing}, nothing)
+
+
+def test_few_queries_most_of_which_find_nothing_have_an_interval():
+    first = SETS[0].qrels["q1"]
+    qrels = {"q1": first, "q2": {"none": 1}, "q3": {"none": 1}}
+    few = [measure(floats(32), replace(SETS[0], qrels=qrels))]
+    (row,) = summarise({"float32": few}, few)
+    assert row.kept_interval == (1.0, 1.0)
 
 
 def test_the_figure_shows_every_method(tmp_path):

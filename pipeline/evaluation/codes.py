@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.codes import Binarizer, to_values, unpack
+from pipeline.errors import UsageError
 from pipeline.evaluation.retrieval import Qrels, query_metrics, rank
 
 DEPTH = 100
@@ -165,8 +166,19 @@ def measure(method: Method, judged: JudgedVectors) -> Measured:
 def summarise(
     measured: Mapping[str, Sequence[Measured]], reference: Sequence[Measured], seed: int = 0
 ) -> list[Row]:
-    """One row a method, from its measurements on each set and those of the floats, in the order of bytes."""
+    """One row a method, from its measurements on each set and those of the floats, in the order of bytes.
+
+    Raises UsageError where the floats find nothing that is relevant.
+    """
     picks = _resample([len(one.ndcg) for one in reference], seed)
+    drawn = _resampled(reference, "ndcg", picks)
+    some = drawn > 0  # few queries, drawn again, may be only those for which the floats find nothing
+    if not some.any():
+        raise UsageError(
+            "judgements of whose documents the floats find none",
+            "An encoder that finds some of what is relevant: shares of nothing say nothing",
+            "Check --encoder and --qrels",
+        )
     rows = []
     for name, sets in measured.items():
         best = {kind: _best_untrained(measured, name, kind) for kind in ("ndcg", "rescored_ndcg")}
@@ -176,9 +188,7 @@ def summarise(
         }
         truth = _means(reference, "ndcg")
         kept = _means(sets, "ndcg") / truth
-        low, high = np.quantile(
-            _resampled(sets, "ndcg", picks) / _resampled(reference, "ndcg", picks), (0.025, 0.975)
-        )
+        low, high = np.quantile(_resampled(sets, "ndcg", picks)[some] / drawn[some], (0.025, 0.975))
         plain, again = gains["ndcg"], gains["rescored_ndcg"]
         rows.append(
             Row(

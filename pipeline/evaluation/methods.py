@@ -20,6 +20,9 @@ Sample = Callable[[JudgedVectors], Vectors]
 MOST_FITTED = 8000
 """Vectors that a method without training looks at."""
 
+MOST_TURNED = 512
+"""More dimensions than these take ITQ minutes; fewer of them with more bits have been better at the same bytes."""
+
 _PIECES_FITTED = 3000  # k-means has 256 centroids a piece
 
 
@@ -43,7 +46,7 @@ def untrained_methods(width: int, sizes: Sequence[int], sample: Sample, least: i
             dims = 8 * size // bits
             if dims == width:
                 methods += [_binarized(name, dims, bits, fitted) for name in ("sign", "rotation")]
-            if dims <= min(width, least):
+            if dims <= min(width, least, MOST_TURNED):
                 methods += _turned(dims, bits, fitted)
         for bits in (4, 8):
             dims = 8 * size // bits
