@@ -119,3 +119,13 @@ def test_the_figure_shows_every_method(tmp_path):
     root = ElementTree.parse(tmp_path / "quality.svg").getroot()
     texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
     assert set(rows) <= set(texts)
+
+
+def test_labels_of_methods_that_are_alike_do_not_cover_each_other(tmp_path):
+    row = next(iter(rows_of(floats(32)).values()))
+    draw_quality([replace(row, method=f"m{n}") for n in range(5)], tmp_path / "quality.svg")
+    root = ElementTree.parse(tmp_path / "quality.svg").getroot()
+    labels = [e for e in root.iter("{http://www.w3.org/2000/svg}text") if (e.text or "").startswith("m")]
+    heights = sorted(float(label.get("y")) for label in labels)
+    assert len(heights) == 5
+    assert min(np.diff(heights)) >= 9

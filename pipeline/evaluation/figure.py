@@ -11,6 +11,7 @@ from pipeline.evaluation.codes import Row
 
 _WIDTH, _HEIGHT = 900, 460
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 210, 20, 40
+_LINE = 10  # between two labels
 
 
 def draw_quality(rows: Sequence[Row], file: Path, title: str = "") -> None:
@@ -36,12 +37,28 @@ def draw_quality(rows: Sequence[Row], file: Path, title: str = "") -> None:
         parts.append(f'<text x="8" y="{y + 4:.1f}">{tick * 5} %</text>')
     for size in sorted(set(sizes)):
         parts.append(f'<text x="{across(size):.1f}" y="{_HEIGHT - 12}" text-anchor="middle">{size}</text>')
-    for row in rows:
-        x, y = across(row.bytes), up(row.kept)
-        fill = "#06c" if row.trained else "#fff"
-        ends = [up(share) for share in row.kept_interval]
-        parts.append(f'<path d="M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}" stroke="#999"/>')
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{fill}" stroke="#06c"/>')
-        parts.append(f'<text x="{x + 7:.1f}" y="{y + 4:.1f}">{escape(row.method)}</text>')
+    for size in sorted(set(sizes)):
+        column = sorted((row for row in rows if row.bytes == size), key=lambda row: up(row.kept))
+        labels = _apart([up(row.kept) for row in column])
+        for row, label in zip(column, labels, strict=True):
+            parts += _point(row, across(size), up(row.kept), [up(end) for end in row.kept_interval], label)
     parts.append(f'<text x="{_WIDTH - _RIGHT + 20}" y="{_HEIGHT - 12}">bytes a vector</text></svg>\n')
     file.write_text("".join(parts), encoding="utf-8")
+
+
+def _point(row: Row, x: float, y: float, ends: Sequence[float], label: float) -> list[str]:
+    fill = "#06c" if row.trained else "#fff"
+    return [
+        f'<path d="M{x:.1f} {ends[0]:.1f}V{ends[1]:.1f}" stroke="#bbb"/>',
+        f'<path d="M{x:.1f} {y:.1f}L{x + 12:.1f} {label:.1f}" stroke="#06c" stroke-width=".4"/>',
+        f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{fill}" stroke="#06c"/>',
+        f'<text x="{x + 14:.1f}" y="{label + 3:.1f}" font-size="9">{escape(row.method)}</text>',
+    ]
+
+
+def _apart(heights: Sequence[float]) -> list[float]:
+    """Where labels stand so that none covers another: at these ascending heights, or below the one before."""
+    placed: list[float] = []
+    for height in heights:
+        placed.append(max(height, placed[-1] + _LINE) if placed else height)
+    return placed
