@@ -95,6 +95,7 @@ class EncoderConfig(Section):
     max_tokens: int = Field(default=0, ge=0)  # 0: what the model's own configuration says
     document_prompt: str | None = None  # None: what the model's own configuration says
     query_prompt: str | None = None
+    codes: str = ""  # a folder that `headwater codes train` wrote; "": float vectors are stored
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0)  # 0: one per core
     batch_tokens: int = Field(default=0, ge=0)  # 0: what the provider runs fastest with
@@ -126,6 +127,9 @@ class StoreConfig(Section):
     collection: str = ""
     profile: Literal["plain", "langchain", "llamaindex", "haystack"] = "plain"
     vector_name: str = ""
+    keep_vectors: bool = True  # beside codes
+    oversampling: float = Field(default=4.0, ge=1, le=100)
+    code_queries: bool = False
     sparse_vector: str = ""  # declare a slot for a sparse vector of this name
     distance: Literal["cosine", "dot", "euclid"] = "cosine"
     on_disk_vectors: bool | None = None

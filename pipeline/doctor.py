@@ -30,13 +30,16 @@ def examine(settings: Settings, uri: str | None) -> Iterator[Check]:
     if uri is not None:
         yield _try("source", lambda: _source(settings, uri))
     try:
-        encoder = load_encoder(settings.encoder)
+        encoder = load_encoder(settings.encoder, settings.store.keep_vectors)
     except HeadwaterError as error:
         yield Check("encoder", False, str(error))
         return
     try:
         spec = encoder.spec
         yield Check("encoder", True, f"{spec.source}: {spec.dims} dims, version {spec.version[:12]}")
+        if spec.codes:
+            what = f"{spec.codes.bits} bits over {spec.codes.dims} dims, {spec.codes.bytes} bytes a chunk"
+            yield Check("codes", True, f"{settings.encoder.codes}: {what}")
         yield Check("provider", True, encoder.provider)
         yield _try(
             "chunking", lambda: f"version {make_chunker(settings, encoder.spec, encoder.tokenizer).version}"

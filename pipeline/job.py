@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pipeline.chunking import Chunker
+from pipeline.codes import LAYOUT
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, EncoderSpec
+from pipeline.encoders import Encoder, EncoderSpec, codes_folder
 from pipeline.errors import UsageError
 from pipeline.stores import Store, collection
 from pipeline.tokens import Tokenizer
-from pipeline.versions import Contract
+from pipeline.versions import CodesContract, Contract
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,11 @@ class Job:
     chunker_version: str
     run: str = ""
     lease: str = ""
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The vectors of a point by name with their widths, in the order of the encoder's columns."""
+        return collection.vector_widths(self.settings.store, self.spec.dims, self.spec.codes)
 
 
 def check_target(settings: Settings) -> None:
@@ -58,17 +64,33 @@ def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -
         document_prompt=spec.document_prompt,
         query_prompt=spec.query_prompt,
         chunker_version=chunker_version,
-        vector_name=settings.store.vector_name,
+        vector_name=collection.full_name(settings.store, spec.codes),
         dims=spec.dims,
         distance=settings.store.distance,
         profile=settings.store.profile,
+        codes=_codes_contract(settings, spec),
+    )
+
+
+def _codes_contract(settings: Settings, spec: EncoderSpec) -> CodesContract | None:
+    if spec.codes is None:
+        return None
+    return CodesContract(
+        folder=str(codes_folder(settings.encoder)),
+        fingerprint=spec.codes.fingerprint,
+        bits=spec.codes.bits,
+        dims=spec.codes.dims,
+        scale=spec.codes.scale,
+        layout=LAYOUT,
+        vector_name=collection.CODES,
+        keep_vectors=settings.store.keep_vectors,
     )
 
 
 def check_collection(store: Store, settings: Settings, contract: Contract) -> str | None:
     """The physical collection behind the alias if there is one and it takes our points.
 
-    Raises CollectionMismatch that names both sides where the encoder, the chunking, the payload profile, the
+    Raises CollectionMismatch that names both sides where the encoder, its codes, the chunking, the payload profile, the
     dimension, the distance or the vector's name differ.
     """
     alias = settings.store.collection
@@ -76,10 +98,13 @@ def check_collection(store: Store, settings: Settings, contract: Contract) -> st
     if physical is None:
         return None
     found = Contract.read(collection.read_metadata(store, physical), alias)
+    found.check_codes(contract.codes, alias)
     found.check_encoder(contract.encoder_version, contract.model, alias)
     found.check_chunker(contract.chunker_version, alias)
     found.check_profile(contract.profile, alias)
-    collection.check_vectors(store, physical, settings.store, contract.dims)
+    collection.check_vectors(
+        store, physical, settings.store, contract.dims, contract.codes.spec if contract.codes else None
+    )
     return physical
 
 
@@ -90,6 +115,6 @@ def open_job(store: Store, settings: Settings, spec: EncoderSpec, chunker_versio
     """
     contract = make_contract(settings, spec, chunker_version)
     physical = check_collection(store, settings, contract) or collection.create(
-        store, settings.store.collection, settings.store, contract.dims, contract.metadata()
+        store, settings.store.collection, settings.store, contract.dims, contract.metadata(), spec.codes
     )
     return Job(settings, spec, physical, chunker_version)

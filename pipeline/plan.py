@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.chunking import Chunker
+from pipeline.codes import Room, codes_room
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, load_encoder
+from pipeline.encoders import Encoder, EncoderSpec, load_encoder
 from pipeline.job import check_collection, check_target, make_chunker, make_contract, window_tokens
 from pipeline.lane import split_windows
 from pipeline.lane.windows import Window, token_arrays
@@ -30,8 +31,9 @@ MEASURE_S = 3.0
 class Plan:
     """What a run would do: documents indexed and rejected, chunks, tokens fed to the encoder with special tokens.
 
-    `vector_bytes` is float32 vectors alone; `seconds` is `tokens` at `tokens_per_second`, measured here and now
-    on one lane with chunks of this source.
+    `vector_bytes` is float32 vectors alone; `ram_bytes_per_chunk` and `disk_bytes_per_chunk` are what codes, their
+    graph and vectors take in the store where there are codes, else None. `seconds` is `tokens` at
+    `tokens_per_second`, measured here and now on one lane with chunks of this source.
     """
 
     documents: int
@@ -40,6 +42,8 @@ class Plan:
     chunks: int
     tokens: int
     vector_bytes: int
+    ram_bytes_per_chunk: int | None
+    disk_bytes_per_chunk: int | None
     seconds: float
     tokens_per_second: float
     dims: int
@@ -59,7 +63,7 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
         observe(Progress("preparing the encoder"))
-        encoder = load_encoder(settings.encoder)
+        encoder = load_encoder(settings.encoder, settings.store.keep_vectors)
         try:
             chunker = make_chunker(settings, encoder.spec, encoder.tokenizer)
             exists = _collection_exists(settings, encoder, chunker)
@@ -71,6 +75,7 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
                     tally.add(window)
                     observe(Progress("counting", tally.seen, source.rows))
             rate = _tokens_per_second(encoder, tally.sample)
+            room = _room(settings, encoder.spec, tally.chunks)
         finally:
             encoder.close()
     return Plan(
@@ -80,6 +85,8 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
         chunks=tally.chunks,
         tokens=tally.tokens,
         vector_bytes=tally.chunks * encoder.spec.dims * 4,
+        ram_bytes_per_chunk=room.ram if room else None,
+        disk_bytes_per_chunk=room.disk if room else None,
         seconds=round(tally.tokens / rate, 1) if rate else 0.0,
         tokens_per_second=round(rate, 1),
         dims=encoder.spec.dims,
@@ -111,6 +118,13 @@ class _Tally:
         if len(self.sample) < SAMPLE_CHUNKS:
             step = max(1, len(tokens) // SAMPLE_PER_WINDOW)
             self.sample.extend(array.copy() for array in tokens[::step])
+
+
+def _room(settings: Settings, spec: EncoderSpec, chunks: int) -> Room | None:
+    """What a chunk's codes take in the store; None without codes."""
+    if spec.codes is None:
+        return None
+    return codes_room(spec.codes, settings.store.keep_vectors * spec.dims, chunks, settings.store.hnsw.m)
 
 
 def _collection_exists(settings: Settings, encoder: Encoder, chunker: Chunker) -> bool:

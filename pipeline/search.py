@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.config import DEFAULT_ENCODER, EncoderConfig, StoreConfig
-from pipeline.encoders import Encoder, load_encoder
+from pipeline.codes import Binarizer, load_codes, query_rows
+from pipeline.config import DEFAULT_ENCODER, EncoderConfig, QuantizationConfig, StoreConfig
+from pipeline.encoders import Encoder, codes_folder, load_plain_encoder
 from pipeline.errors import CollectionMismatch, EncoderError
 from pipeline.stores import (
     DOCUMENT_ID,
     NAMESPACE,
+    CodedQueries,
     Filter,
     Hit,
     Profile,
@@ -26,6 +29,7 @@ from pipeline.stores import (
     Store,
     collection,
     nearest,
+    nearest_by_codes,
     open_store,
     parse_filter,
     profile_named,
@@ -55,6 +59,15 @@ class Result:
         return asdict(self)
 
 
+@dataclass(frozen=True)
+class _Coded:
+    """How a collection of codes is asked: by which binarizer, and how many candidates a result are ranked again."""
+
+    binarizer: Binarizer
+    oversampling: float
+    code_queries: bool
+
+
 class Reader:
     """Searches one collection with the encoder its contract names; refuses any other.
 
@@ -62,8 +75,16 @@ class Reader:
     the event loop goes on meanwhile.
     """
 
-    def __init__(self, store: Store, physical: str, contract: Contract, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        store: Store,
+        physical: str,
+        contract: Contract,
+        encoder: Encoder,
+        coded: _Coded | None = None,
+    ) -> None:
         self.contract = contract
+        self._coded = coded
         self._store = store
         self._collection = physical
         self._encoder = encoder
@@ -74,8 +95,8 @@ class Reader:
         """Open the store, read the contract behind the alias and load its encoder.
 
         What the encoder is comes from the contract. `encoder_config` says how it is run (provider, threads, cache)
-        and, where it names a model, where that lies now; its version must be the contract's all the same. Raises
-        CollectionMismatch where the collection is missing or the encoder is another one.
+        and, where it names a model or codes, where they lie now; their version must be the contract's all the same.
+        Raises CollectionMismatch where the collection is missing or the encoder is another one.
         """
         alias = store_config.collection
         missing = CollectionMismatch(
@@ -91,13 +112,17 @@ class Reader:
             if physical is None:
                 raise missing
             contract = Contract.read(collection.read_metadata(store, physical), alias)
-            encoder = _load(contract, encoder_config or EncoderConfig(), alias)
-            contract.check_encoder(encoder.spec.version, encoder.spec.source, alias)
-            collection.check_vectors(store, physical, _vectors_of(contract, store_config), contract.dims)
+            how = encoder_config or EncoderConfig()
+            encoder = _load(contract, how, alias)
+            coded = _load_coded(contract, how, store_config, encoder.spec.version)
+            spec = encoder.spec.coded(coded.binarizer) if coded else encoder.spec
+            contract.check_encoder(spec.version, spec.source, alias)
+            config = _vectors_of(contract, store_config)
+            collection.check_vectors(store, physical, config, contract.dims, spec.codes)
         except BaseException:
             store.close()
             raise
-        return cls(store, physical, contract, encoder)
+        return cls(store, physical, contract, encoder, coded)
 
     def search(
         self, query: str, limit: int = 10, where: Sequence[str] = (), by_document: bool = False
@@ -160,7 +185,15 @@ class Reader:
         with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         name = self.contract.vector_name
-        return nearest(self._store, self._collection, vectors, limit, condition, name, with_payload)
+        if self._coded is None or self.contract.codes is None:
+            return nearest(self._store, self._collection, vectors, limit, condition, name, with_payload)
+        queries = CodedQueries(
+            query_rows(self._coded.binarizer, vectors, self._coded.code_queries),
+            vectors if self.contract.codes.keep_vectors else None,
+            name,
+            self._coded.oversampling,
+        )
+        return nearest_by_codes(self._store, self._collection, queries, limit, condition, with_payload)
 
     def _best_of_documents(
         self, vectors: NDArray[np.float32], limit: int, condition: Filter | None
@@ -191,8 +224,37 @@ class Reader:
 
 
 def _vectors_of(contract: Contract, config: StoreConfig) -> StoreConfig:
-    """The vector that the contract promises, which readers need not configure."""
-    return config.model_copy(update={"vector_name": contract.vector_name, "distance": contract.distance})
+    """The vectors that the contract promises, which readers need not configure."""
+    promised: dict[str, Any] = {"vector_name": contract.vector_name, "distance": contract.distance}
+    if contract.codes:
+        promised |= {"keep_vectors": contract.codes.keep_vectors, "quantization": QuantizationConfig()}
+    return config.model_copy(update=promised)
+
+
+def _load_coded(
+    contract: Contract, how: EncoderConfig, config: StoreConfig, encoder_version: str
+) -> _Coded | None:
+    """The binarizer of the collection's codes, from where the contract says or `how`; None where there are none."""
+    held = contract.codes
+    if held is None:
+        if how.codes:
+            raise CollectionMismatch(
+                f"encoder.codes is {how.codes!r}, and collection {config.collection!r} holds vectors without codes",
+                "Codes for a collection of codes",
+                "Leave --codes out, or ingest with it into another --collection",
+            )
+        return None
+    folder = codes_folder(how) if how.codes else Path(held.folder)
+    try:
+        binarizer = load_codes(folder, encoder_version)
+    except EncoderError as error:
+        if how.codes:
+            raise
+        moved = f"{error.do}; if the folder has moved, say where it is with --codes"
+        raise type(error)(error.got, error.need, moved) from error
+    here = replace(held, folder=str(folder), fingerprint=binarizer.fingerprint)
+    contract.check_codes(here, config.collection)
+    return _Coded(binarizer, config.oversampling, config.code_queries)
 
 
 def _best(hits: Iterable[Hit]) -> list[Hit]:
@@ -222,7 +284,7 @@ def _result(hit: Hit, payload: dict[str, Any], profile: Profile) -> Result:
 def _load(contract: Contract, how: EncoderConfig, alias: str) -> Encoder:
     """The contract's encoder, run as `how` says."""
     try:
-        return load_encoder(_encoder_of(contract, how))
+        return load_plain_encoder(_encoder_of(contract, how))
     except EncoderError as error:
         if how.model != DEFAULT_ENCODER:
             raise

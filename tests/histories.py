@@ -135,7 +135,7 @@ def new_collection(store: Store) -> None:
 def index(store: Any, run: Run, sequenced: bool = False) -> Counts:
     """Index a run's rows as a lane does, without threads and with one word a chunk."""
     total = Counts()
-    writer = SplitWriter(SPLIT, store, "c", StoreConfig(batch_points=run.batch_points), VERSION)
+    writer = SplitWriter(SPLIT, store, "c", StoreConfig(batch_points=run.batch_points), VERSION, {"": 4})
     sieve = Sieve(store, "c", VERSION, Tombstones(store, "c") if sequenced else None)
     good = [_document(n, row) for n, row in enumerate(run.rows) if row.fate != "empty_text"]
     bad = [_rejected(n, row) for n, row in enumerate(run.rows) if row.fate == "empty_text"]

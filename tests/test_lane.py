@@ -25,6 +25,7 @@ class Spec:
     source: str = "fake"
     dims: int = 8
     max_tokens: int = 64
+    codes: None = None
 
 
 @dataclass

@@ -12,9 +12,11 @@ from rich.markup import escape
 from pipeline import audit as audits
 from pipeline import doctor as checks
 from pipeline import ingest as runs
+from pipeline import optimize as optimizing
 from pipeline import plan as plans
 from pipeline import streams
 from pipeline.cli import options
+from pipeline.cli.codes import codes_app
 from pipeline.cli.forgetting import forget
 from pipeline.cli.report import (
     out,
@@ -41,6 +43,7 @@ app = typer.Typer(
 )
 evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(codes_app, name="codes")
 app.command()(forget)
 
 
@@ -51,6 +54,7 @@ def plan(
     text: options.Text = None,
     template: options.Template = None,
     encoder: options.Encoder = None,
+    codes: options.Codes = None,
     store: options.Store = None,
     collection: options.Collection = None,
     config: options.Config = None,
@@ -58,7 +62,7 @@ def plan(
     json_out: options.Json = False,
 ) -> None:
     """Count documents, chunks, tokens and bytes exactly, and estimate the time; writes only the encoder's cache."""
-    settings = options.settings(config, set, _flags(id, text, template, encoder, store, collection))
+    settings = options.settings(config, set, _flags(id, text, template, encoder, store, collection, codes))
     with progress() as observe:
         found = plans.plan(source, settings, observe)
     if json_out:
@@ -74,6 +78,7 @@ def ingest(
     text: options.Text = None,
     template: options.Template = None,
     encoder: options.Encoder = None,
+    codes: options.Codes = None,
     store: options.Store = None,
     collection: options.Collection = None,
     executor: Annotated[
@@ -92,7 +97,7 @@ def ingest(
     json_out: options.Json = False,
 ) -> None:
     """Bring a collection in step with a source. Run again after a crash, it ends as if nothing had happened."""
-    flags = _flags(id, text, template, encoder, store, collection)
+    flags = _flags(id, text, template, encoder, store, collection, codes)
     flags |= {"run.executor": executor, "run.id": run_id}
     flags |= {"source.snapshot": snapshot, "source.max_deletes": max_deletes}
     settings = options.settings(config, set, flags)
@@ -115,6 +120,7 @@ def watch(
     text: options.Text = None,
     template: options.Template = None,
     encoder: options.Encoder = None,
+    codes: options.Codes = None,
     store: options.Store = None,
     collection: options.Collection = None,
     max_latency: options.MaxLatency = None,
@@ -124,7 +130,7 @@ def watch(
     json_out: options.Json = False,
 ) -> None:
     """Keep a collection in step with files or a stream that go on, until Ctrl-C or SIGTERM."""
-    flags = _flags(id, text, template, encoder, store, collection)
+    flags = _flags(id, text, template, encoder, store, collection, codes)
     flags |= {"watch.max_latency_s": max_latency, "source.max_deletes": max_deletes}
     settings = options.settings(config, set, flags)
     try:
@@ -142,6 +148,7 @@ def audit(
     text: options.Text = None,
     template: options.Template = None,
     encoder: options.Encoder = None,
+    codes: options.Codes = None,
     store: options.Store = None,
     collection: options.Collection = None,
     repair: Annotated[
@@ -153,7 +160,9 @@ def audit(
     json_out: options.Json = False,
 ) -> None:
     """Compare a source with its collection, text by text and chunk by chunk. Exit code 4: they differ."""
-    flags = _flags(id, text, template, encoder, store, collection) | {"source.max_deletes": max_deletes}
+    flags = _flags(id, text, template, encoder, store, collection, codes) | {
+        "source.max_deletes": max_deletes
+    }
     settings = options.settings(config, set, flags)
     with redirect_stdout(stray()), draining() as stop, progress() as observe:
         if repair:
@@ -200,6 +209,7 @@ def search(
             "--encoder", help="Where the collection's encoder is now, if it has moved.", metavar="FOLDER"
         ),
     ] = None,
+    codes: options.Codes = None,
     store: options.Store = None,
     collection: options.Collection = None,
     limit: Annotated[int, typer.Option("--limit", min=1, help="Results a query.")] = 10,
@@ -224,7 +234,7 @@ def search(
         )
     if query is not None and not query.strip():
         raise UsageError("an empty query", "Words to look for", 'headwater search "a question" …')
-    settings = options.settings(config, set, _flags(None, None, None, encoder, store, collection))
+    settings = options.settings(config, set, _flags(None, None, None, encoder, store, collection, codes))
     check_target(settings)
     with Reader.open(settings.store, settings.encoder) as reader:
         if queries is not None:
@@ -271,6 +281,7 @@ def doctor(
     id: options.Id = None,
     text: options.Text = None,
     encoder: options.Encoder = None,
+    codes: options.Codes = None,
     store: options.Store = None,
     collection: options.Collection = None,
     config: options.Config = None,
@@ -278,7 +289,7 @@ def doctor(
     json_out: options.Json = False,
 ) -> None:
     """Check configuration, encoder, providers, store and dimensions, and say what to do."""
-    settings = options.settings(config, set, _flags(id, text, None, encoder, store, collection))
+    settings = options.settings(config, set, _flags(id, text, None, encoder, store, collection, codes))
     found = list(checks.examine(settings, source))
     if json_out:
         print_json([vars(check) for check in found])
@@ -290,6 +301,23 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def optimize(
+    store: options.Store = None,
+    collection: options.Collection = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Build the graph and the codes in memory of an edge store's collection; a server does so by itself."""
+    settings = options.settings(config, set, _flags(None, None, None, None, store, collection))
+    built = optimizing.optimize(settings)
+    if json_out:
+        print_json(built.as_dict())
+    else:
+        print_table(f"optimized {settings.store.collection}", built.as_dict())
+
+
 def _flags(
     id: str | None,
     text: str | None,
@@ -297,12 +325,14 @@ def _flags(
     encoder: str | None,
     store: str | None,
     collection: str | None,
+    codes: str | None = None,
 ) -> dict[str, str | bool | None]:
     return {
         "source.id": id,
         "source.text": text,
         "source.template": template,
         "encoder.model": encoder,
+        "encoder.codes": codes,
         "store.url": store,
         "store.collection": collection,
     }

@@ -35,6 +35,14 @@ Encoder = Annotated[
     str | None,
     typer.Option("--encoder", help="A model folder, a hub id, or package:NAME.", metavar="FOLDER_OR_ID"),
 ]
+Codes = Annotated[
+    str | None,
+    typer.Option(
+        "--codes",
+        help="Store binary codes: a folder that `headwater codes train` wrote.",
+        metavar="DIR",
+    ),
+]
 Store = Annotated[
     str | None,
     typer.Option(

@@ -7,6 +7,7 @@ export      transformer → ONNX graph by torch; graph: an ONNX graph that the f
 head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
+coded       codes: a binarizer behind the graph
 prepare     the cache of exported graphs, built once, behind the gate
 batching    length-sorted batches under a token budget
 session     Encoder: the graph, run by onnxruntime
@@ -17,7 +18,16 @@ torch, transformers and onnx are loaded by an export only; onnxruntime when an e
 from __future__ import annotations
 
 from pipeline.encoders.prepare import prepare
-from pipeline.encoders.session import Encoder, load_encoder, prepare_encoder
-from pipeline.encoders.spec import EncoderSpec, describe
+from pipeline.encoders.session import Encoder, load_encoder, load_plain_encoder, prepare_encoder
+from pipeline.encoders.spec import EncoderSpec, codes_folder, describe
 
-__all__ = ["Encoder", "EncoderSpec", "describe", "load_encoder", "prepare", "prepare_encoder"]
+__all__ = [
+    "Encoder",
+    "EncoderSpec",
+    "codes_folder",
+    "describe",
+    "load_encoder",
+    "load_plain_encoder",
+    "prepare",
+    "prepare_encoder",
+]

@@ -16,12 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.codes import load_codes
 from pipeline.config import EncoderConfig
 from pipeline.encoders.folder import ModelFolder, read_folder
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
-from pipeline.encoders.spec import EncoderSpec, cache_folder, describe, tokenizer_definition, write_whole
+from pipeline.encoders.spec import (
+    EncoderSpec,
+    cache_folder,
+    codes_folder,
+    describe,
+    tokenizer_definition,
+    write_whole,
+)
 from pipeline.errors import EncoderError
 from pipeline.tokens import Tokenizer, load_tokenizer
 
@@ -90,12 +98,15 @@ def _is_whole(entry: Path) -> bool:
 
 def _build(spec: EncoderSpec, config: EncoderConfig, entry: Path) -> None:
     """Export into a folder beside the entry's place, pass the gate, rename."""
-    _check_source(spec, config)
     building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".building."))
     try:
         folder = read_folder(locate(spec.source).folder)
-        _write_tokenizer(folder, building / TOKENIZER)
-        figures = _export(spec, folder, building)
+        if spec.codes is None:
+            _check_source(spec, config)
+            _write_tokenizer(folder, building / TOKENIZER)
+            figures = _export(spec, folder, building)
+        else:
+            figures = _export_coded(spec, folder, config, building)
         manifest = {
             "layout": _LAYOUT,
             "version": spec.version,
@@ -168,6 +179,25 @@ def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str,
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
         figures[name] = check_parity(f"the {name} graph", spec.precision, reference, run, inputs)
     return figures
+
+
+def _export_coded(
+    spec: EncoderSpec, folder: ModelFolder, config: EncoderConfig, building: Path
+) -> dict[str, Figures]:
+    """Put the binarizer behind the plain encoder's graph, which is prepared first."""
+    from pipeline.encoders.coded import add_binarizer
+
+    prepared = prepare(spec.plain, config.model_copy(update={"codes": ""}))
+    binarizer = load_codes(codes_folder(config), spec.plain.version)
+    if spec.coded(binarizer) != spec:
+        raise EncoderError(
+            f"the codes in {codes_folder(config)} are not those that were described",
+            "A folder that stays as it is",
+            "Run again",
+        )
+    shutil.copyfile(prepared / TOKENIZER, building / TOKENIZER)
+    inputs = _probes(spec, folder, load_tokenizer(building / TOKENIZER))
+    return add_binarizer(prepared / GRAPH, binarizer, building / GRAPH, inputs)
 
 
 def _probes(spec: EncoderSpec, folder: ModelFolder, tokenizer: Tokenizer) -> Inputs:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from pipeline import metrics
 from pipeline.config import EncoderConfig
 from pipeline.encoders.batching import plan_batches
+from pipeline.encoders.coded import as_coded_run
 from pipeline.encoders.parity import Run, pad
 from pipeline.encoders.prepare import GRAPH, TOKENIZER, as_run, prepare, read_manifest
 from pipeline.encoders.runtime import cpu_threads, is_out_of_memory, open_session, provider_of
 from pipeline.encoders.spec import EncoderSpec, describe
-from pipeline.errors import EncoderError, InputsTooLarge, ProviderError
+from pipeline.errors import BrokenInvariant, EncoderError, InputsTooLarge, ProviderError
 from pipeline.tokens import Tokenizer, load_tokenizer
 
 # Padded tokens a batch. On two cores MiniLM and mpnet-base run as fast at 512 as at 1024 and 5 to 20 % slower beyond,
@@ -34,7 +35,7 @@ class Encoder:
     """An encoder ready to run. Thread-safe: a session may be run from several threads at once.
 
     spec: what it is; tokenizer, query_tokenizer: texts to inputs, each with its prompt; provider: "cpu" or "cuda";
-    batch_tokens: padded tokens a batch.
+    batch_tokens: padded tokens a batch; width: numbers in a row that `encode` gives.
     """
 
     def __init__(
@@ -45,8 +46,11 @@ class Encoder:
         pad_id: int,
         provider: Literal["cpu", "cuda"],
         batch_tokens: int,
+        keep_vectors: bool = True,
     ) -> None:
         self.spec = spec
+        kept = spec.dims if keep_vectors or spec.codes is None else 0
+        self.width = kept + (spec.codes.width if spec.codes else 0)
         self.provider = provider
         self.tokenizer, self.query_tokenizer = tokenizers
         self._run: Run | None = run
@@ -54,8 +58,13 @@ class Encoder:
         self.batch_tokens = batch_tokens
 
     @classmethod
-    def open(cls, spec: EncoderSpec, folder: Path, config: EncoderConfig) -> Encoder:
-        """Load the graph of a prepared folder. Raises ProviderError if CUDA was asked for and is not to be had."""
+    def open(
+        cls, spec: EncoderSpec, folder: Path, config: EncoderConfig, keep_vectors: bool = True
+    ) -> Encoder:
+        """Load the graph of a prepared folder. Raises ProviderError if CUDA was asked for and is not to be had.
+
+        keep_vectors: with codes, whether `encode` gives the vectors too.
+        """
         wanted = _provider_for(spec, config)
         try:
             session = open_session(folder / GRAPH, wanted, config.threads)
@@ -72,19 +81,21 @@ class Encoder:
         pad_id = int(read_manifest(folder).get("pad_id", 0))
         provider = provider_of(session)
         batch_tokens = config.batch_tokens or default_batch_tokens(provider, config.threads or cpu_threads())
-        return cls(spec, as_run(session), tokenizers, pad_id, provider, batch_tokens)
+        run = as_coded_run(session, spec.codes.bits, keep_vectors) if spec.codes else as_run(session)
+        return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors)
 
     def encode(self, token_ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
-        """float32[n, dims] for n inputs of int32 token ids as the model takes them; row i belongs to input i.
+        """float32[n, width] for n inputs of int32 token ids as the model takes them; row i belongs to input i.
 
-        A vector depends on its own input alone, and is given as the model computes it: NaN or infinite values
-        come through, and it is the caller who rejects them. Raises EncoderError for an input that is empty or
-        longer than `spec.max_tokens`. Batches that do not fit into memory are halved; inputs that alone do not fit
-        raise InputsTooLarge when all others are done.
+        A row is the vector; with codes, the code as a store takes it, and then the vector where it is kept. It depends
+        on its own input alone, and is given as the model computes it: NaN or infinite values come through, and it is
+        the caller who rejects them. Raises EncoderError for an input that is empty or longer than `spec.max_tokens`.
+        Batches that do not fit into memory are halved; inputs that alone do not fit raise InputsTooLarge when all
+        others are done.
         """
         lengths = [len(ids) for ids in token_ids]
         self._check(lengths)
-        vectors = np.empty((len(lengths), self.spec.dims), dtype=np.float32)
+        vectors = np.empty((len(lengths), self.width), dtype=np.float32)
         waiting = plan_batches(lengths, self.batch_tokens)[::-1]
         too_large: list[int] = []
         while waiting:
@@ -113,8 +124,11 @@ class Encoder:
         """float32[n, dims] for n queries, each after the query prompt.
 
         A query longer than the model takes is cut at its end, with a warning: part of a question still finds
-        something, and a search has no dead-letter file.
+        something, and a search has no dead-letter file. An encoder with codes takes none: queries for codes are
+        projected from the plain encoder's vectors.
         """
+        if self.spec.codes:
+            raise BrokenInvariant("queries for an encoder with codes", "The plain encoder's vectors of them")
         return self.encode([self._query_input(text) for text in texts])
 
     def close(self) -> None:
@@ -187,10 +201,15 @@ def default_batch_tokens(provider: Literal["cpu", "cuda"], threads: int) -> int:
     return min(max(_CPU_LEAST_TOKENS, _CPU_TOKENS_PER_THREAD * threads), _CPU_MOST_TOKENS)
 
 
-def load_encoder(config: EncoderConfig) -> Encoder:
+def load_encoder(config: EncoderConfig, keep_vectors: bool = True) -> Encoder:
     """Describe, prepare and open: the encoder of these settings, exported now if it never was."""
     spec = describe(config)
-    return Encoder.open(spec, prepare(spec, config), config)
+    return Encoder.open(spec, prepare(spec, config), config, keep_vectors)
+
+
+def load_plain_encoder(config: EncoderConfig) -> Encoder:
+    """The same without its codes: vectors of documents and of queries."""
+    return load_encoder(config.model_copy(update={"codes": ""}))
 
 
 def prepare_encoder(config: EncoderConfig) -> tuple[EncoderSpec, Tokenizer]:

@@ -8,11 +8,12 @@ import os
 import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from pipeline.codes import Binarizer, CodesSpec, load_codes
 from pipeline.config import EncoderConfig
 from pipeline.encoders.folder import Dense, ModelFolder, read_folder, read_json
 from pipeline.encoders.locate import locate
@@ -60,6 +61,7 @@ class EncoderSpec:
     modules: pooling modes, then dense layers (with their hash) and "normalize", in order.
     max_tokens: the longest input, special tokens and prompt included.
     dims: length of a vector.
+    codes: what vectors become before they are stored; None: they are stored as they are.
     """
 
     source: str
@@ -73,21 +75,40 @@ class EncoderSpec:
     max_tokens: int
     dims: int
     precision: Literal["fp32", "fp16", "int8"]
+    codes: CodesSpec | None = None
 
     @cached_property
     def version(self) -> str:
         """64 hex digits: the SHA-256 of the canonical JSON of all fields but `source`."""
         fields = {name: value for name, value in asdict(self).items() if name != "source"}
+        if self.codes is None:
+            del fields["codes"]
         if self.precision in _SCHEMES:
             fields["scheme"] = _SCHEMES[self.precision]
         return _hash_json(fields)
+
+    @property
+    def plain(self) -> EncoderSpec:
+        """The same encoder without codes."""
+        return replace(self, codes=None)
+
+    def coded(self, binarizer: Binarizer) -> EncoderSpec:
+        """Put a binarizer behind this encoder; raises EncoderError where that takes other vectors."""
+        if binarizer.spec.input_dims != self.dims:
+            raise EncoderError(
+                f"codes for vectors of {binarizer.spec.input_dims} dimensions, and {self.source!r} makes {self.dims}",
+                "The encoder that the codes were trained with",
+                "Use that encoder, or train codes for this one",
+            )
+        return replace(self, codes=CodesSpec.of(binarizer))
 
 
 def describe(config: EncoderConfig) -> EncoderSpec:
     """Find the model and read its spec; loads neither torch nor transformers nor onnx.
 
     Safe at any time: writes nothing but remembered hashes of weight files in the cache. Raises EncoderError for a
-    model that cannot be had or used, UsageError for a setting that the model does not allow.
+    model that cannot be had or used and for codes that are damaged or another encoder's, UsageError for a setting that
+    the model does not allow.
     """
     located = locate(config.model)
     folder = read_folder(located.folder)
@@ -95,7 +116,7 @@ def describe(config: EncoderConfig) -> EncoderSpec:
     modules = [*folder.head.pooling]
     for layer in folder.head.layers:
         modules.append(_dense_name(layer, remembered) if isinstance(layer, Dense) else layer)
-    return EncoderSpec(
+    spec = EncoderSpec(
         source=located.source,
         format=folder.format,
         weights=_hash_json([_hash_file(file, remembered) for file in folder.weights]),
@@ -108,6 +129,12 @@ def describe(config: EncoderConfig) -> EncoderSpec:
         dims=_dims(folder),
         precision=config.precision,
     )
+    return spec.coded(load_codes(codes_folder(config), spec.version)) if config.codes else spec
+
+
+def codes_folder(config: EncoderConfig) -> Path:
+    """The codes folder that the settings name, as an absolute path."""
+    return Path(config.codes).expanduser().resolve()
 
 
 def cache_folder(config: EncoderConfig) -> Path:

@@ -5,16 +5,12 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from pipeline.config import Settings
-from pipeline.encoders import load_encoder
+from pipeline.encoders import load_plain_encoder
 from pipeline.errors import UsageError
 from pipeline.evaluation.retrieval import rank, read_qrels, read_queries, retrieval_metrics
-from pipeline.job import make_chunker, window_tokens
-from pipeline.lane import split_windows
-from pipeline.lane.windows import token_arrays
-from pipeline.schemas import Observer, Progress
+from pipeline.lane.embedding import embed_chunks
+from pipeline.schemas import Observer
 from pipeline.sources import Source, open_source
 
 DEPTH = 100  # recall@100 looks no further
@@ -30,26 +26,17 @@ def evaluate_retrieval(
     """
     query_ids, texts = read_queries(queries)
     judgements = read_qrels(qrels)
-    encoder = load_encoder(settings.encoder)
+    encoder = load_plain_encoder(settings.encoder)
     try:
-        chunker = make_chunker(settings, encoder.spec, encoder.tokenizer)
-        size = window_tokens(settings, encoder)
-        numbers: dict[str, int] = {}
-        owners: list[int] = []
-        vectors = [np.empty((0, encoder.spec.dims), np.float32)]
         with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
             settings, source = _open(documents, settings, Path(scratch))
-            for split in source.splits:
-                for window in split_windows(split, settings.source, chunker, size):
-                    for document in map(str, window.chunks.column("document_id").to_pylist()):
-                        owners.append(numbers.setdefault(document, len(numbers)))
-                    vectors.append(encoder.encode(token_arrays(window.chunks)))
-                    observe(Progress("embedding", len(numbers), source.rows))
-        best, _ = rank(encoder.encode_queries(texts), np.concatenate(vectors), np.asarray(owners), DEPTH)
+            chunks = embed_chunks(source, settings, encoder, observe)
+        best, _ = rank(encoder.encode_queries(texts), chunks.vectors, chunks.owners, DEPTH)
     finally:
         encoder.close()
-    names = list(numbers)
-    run = {query: [names[n] for n in row] for query, row in zip(query_ids, best.tolist(), strict=True)}
+    run = {
+        query: [chunks.documents[n] for n in row] for query, row in zip(query_ids, best.tolist(), strict=True)
+    }
     return retrieval_metrics(run, judgements)
 
 

@@ -5,6 +5,7 @@ sieve      which documents are to be embedded, by what the store holds of them
 windows    what travels through a lane
 pipe       a queue bounded in bytes
 writing    embedded windows as points, and what became of their documents
+embedding  all chunks of a source as vectors, without a store
 tally      the counts of a running split
 lane       the three threads
 """

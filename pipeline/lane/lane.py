@@ -64,7 +64,7 @@ class Lane:
     @classmethod
     def open(cls, job: Job, store: Store) -> Self:
         """Load the job's encoder on this machine; raise CollectionMismatch if it is another one here."""
-        encoder = load_encoder(job.settings.encoder)
+        encoder = load_encoder(job.settings.encoder, job.settings.store.keep_vectors)
         if encoder.spec.version != job.spec.version:
             raise CollectionMismatch(
                 f"encoder {job.spec.source!r} has version {encoder.spec.version} on this machine "
@@ -150,10 +150,11 @@ class Lane:
                 return
             since = time.perf_counter()
             window, vectors = self._vectors(window)
-            if vectors.shape != (window.chunks.num_rows, self._job.spec.dims):
+            width = sum(self._job.widths.values())
+            if vectors.shape != (window.chunks.num_rows, width):
                 raise BrokenInvariant(
                     f"vectors of shape {vectors.shape} for {window.chunks.num_rows} chunks",
-                    f"One vector of {self._job.spec.dims} numbers a chunk",
+                    f"One row of {width} numbers a chunk",
                 )
             tally.spend("encode", since)
             embedded.put((window, vectors), window.nbytes + vectors.nbytes)
@@ -176,8 +177,10 @@ class Lane:
 
     def _write(self, split: Split, embedded: Pipe[Embedded], tally: Tally) -> None:
         """Write embedded windows and count what the store acknowledged."""
-        settings = self._job.settings.store
-        writer = SplitWriter(split, self._store, self._job.collection, settings, self._job.spec.version)
+        job = self._job
+        writer = SplitWriter(
+            split, self._store, job.collection, job.settings.store, job.spec.version, job.widths
+        )
         try:
             for window, vectors in embedded:
                 since = time.perf_counter()

@@ -43,14 +43,22 @@ _TOO_LARGE = "Make the document's metadata smaller, or cut words of megabytes in
 class SplitWriter:
     """Writes the windows of one split in order; see `DocumentWriter` for what a crash leaves.
 
-    A document is written when all of its chunks are embedded; until then they are kept here.
+    A document is written when all of its chunks are embedded; until then they are kept here. `widths`: the vectors of
+    a point by name, in the order of an embedded row.
     """
 
     def __init__(
-        self, split: Split, store: Store, collection: str, config: StoreConfig, encoder_version: str
+        self,
+        split: Split,
+        store: Store,
+        collection: str,
+        config: StoreConfig,
+        encoder_version: str,
+        widths: Mapping[str, int],
     ) -> None:
         self._split = split
-        self._vector_name = config.vector_name
+        self._names = list(widths)
+        self._cuts = np.cumsum(list(widths.values()))[:-1].tolist()
         self._profile = profile_named(config.profile)
         self._encoder_version = encoder_version
         self._store = store
@@ -63,7 +71,7 @@ class SplitWriter:
         self._no_memory: set[str] = set()  # points of chunks the encoder had no memory for
 
     def write(self, window: Window, vectors: NDArray[np.float32]) -> tuple[Counts, list[Rejected]]:
-        """Write a window whose chunks have these vectors (float32[n, dims]) and say what became of it.
+        """Write a window whose chunks have these rows of vectors (float32[n, width]) and say what became of it.
 
         A document of which a vector is not finite, or zero, or of which a point is more than the store takes, is
         rejected whole. What is stored of it stays, and its head says so, unless the store has refused a point of it
@@ -128,7 +136,10 @@ class SplitWriter:
     ) -> Points:
         kept = [number for number, row in enumerate(rows) if wanted(_key(row))]
         ids = [rows[number]["point_id"] for number in kept]
-        return Points(ids, {self._vector_name: vectors[kept]}, [payloads[number] for number in kept])
+        columns = np.split(vectors[kept], self._cuts, axis=1)
+        return Points(
+            ids, dict(zip(self._names, columns, strict=True)), [payloads[number] for number in kept]
+        )
 
     def _oversized(
         self,

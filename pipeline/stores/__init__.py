@@ -30,7 +30,7 @@ from pipeline.stores.lease import Lease, guarded, hold_lease
 from pipeline.stores.nearest import CodedQueries, Hit, nearest, nearest_by_codes
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
-from pipeline.stores.scan import Held, count_stored, scan_heads, scan_points
+from pipeline.stores.scan import Held, count_stored, scan_heads, scan_points, scan_vectors
 from pipeline.stores.store import Store
 from pipeline.stores.suppressions import Subject, Suppressions
 from pipeline.stores.tombstones import Tombstones
@@ -72,5 +72,6 @@ __all__ = [
     "remove_held",
     "scan_heads",
     "scan_points",
+    "scan_vectors",
     "store_exists",
 ]

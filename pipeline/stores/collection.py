@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from qdrant_client import models
 
+from pipeline.codes import CodesSpec
 from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import CollectionMismatch, StoreError, UsageError
 from pipeline.stores.profiles import CHUNK_INDEX, DOCUMENT_ID, NAMESPACE, profile_named
@@ -20,6 +21,9 @@ OUR_INDEXES = {
     CHUNK_INDEX: models.PayloadSchemaType.INTEGER,
 }
 """What the write protocol and deletes filter on; a server in strict mode refuses filters without an index."""
+
+CODES, FULL = "codes", "full"
+"""The names of vectors where there are codes: their planes, and what they were made from."""
 
 Bits = TypeVar("Bits")
 
@@ -44,18 +48,48 @@ def resolve(store: Store, alias: str) -> str | None:
     return None
 
 
-def create(store: Store, alias: str, config: StoreConfig, dims: int, metadata: dict[str, Any]) -> str:
+def vector_widths(config: StoreConfig, dims: int, codes: CodesSpec | None) -> dict[str, int]:
+    """The vectors of a point by name with their widths, in the order of an encoder's columns.
+
+    Raises UsageError for settings that codes leave no place for.
+    """
+    if codes is None:
+        return {config.vector_name: dims}
+    if config.vector_name == CODES or config.quantization.kind != "none":
+        raise UsageError(
+            f"store.vector_name = {config.vector_name!r} and store.quantization.kind = {config.quantization.kind!r} "
+            "with codes",
+            f"Another name than {CODES!r}, and no quantization: the codes are the small copy in memory",
+            "Remove those settings, or encoder.codes",
+        )
+    full = full_name(config, codes)
+    return {CODES: codes.width} | ({full: dims} if full else {})
+
+
+def full_name(config: StoreConfig, codes: CodesSpec | None) -> str:
+    """The name of the vectors themselves, beside codes "" where they are not kept."""
+    if codes is None:
+        return config.vector_name
+    return (config.vector_name or FULL) if config.keep_vectors else ""
+
+
+def create(
+    store: Store,
+    alias: str,
+    config: StoreConfig,
+    dims: int,
+    metadata: dict[str, Any],
+    codes: CodesSpec | None = None,
+) -> str:
     """Make an empty collection with its payload indexes, and last the alias; returns its physical name.
 
     A crash in between leaves an empty collection that no alias names and nobody reads.
     """
+    vectors = _vectors(config, dims, codes)
     physical = f"{alias}__{uuid.uuid4().hex[:12]}"
-    vector = models.VectorParams(
-        size=dims, distance=_DISTANCES[config.distance], on_disk=config.on_disk_vectors
-    )
     store.create_collection(
         physical,
-        {config.vector_name: vector} if config.vector_name else vector,
+        vectors[""] if [*vectors] == [""] else vectors,
         sparse_vectors_config=_sparse(config),
         hnsw_config=_hnsw(config),
         quantization_config=_quantization(config.quantization),
@@ -98,26 +132,66 @@ def read_metadata(store: Store, physical: str) -> dict[str, Any]:
     return dict(store.get_collection(physical).config.metadata or {})
 
 
-def check_vectors(store: Store, physical: str, config: StoreConfig, dims: int) -> None:
-    """Raise CollectionMismatch unless the collection has our vector name, size and distance."""
-    vectors = store.get_collection(physical).config.params.vectors
-    if vectors is None or isinstance(vectors, models.VectorParams):
-        vectors = {"": vectors} if vectors else {}
-    found = vectors.get(config.vector_name)
-    if found is None:
-        names = ", ".join(_quoted(name) for name in sorted(vectors)) or "no vector"
-        raise CollectionMismatch(
-            f"collection {physical!r} has {names}",
-            f"{_quoted(config.vector_name)}, as store.vector_name says",
-            "Set store.vector_name to one it has, or choose another --collection",
-        )
+def check_vectors(
+    store: Store, physical: str, config: StoreConfig, dims: int, codes: CodesSpec | None = None
+) -> None:
+    """Raise CollectionMismatch unless the collection has our vectors, by name, size and distance."""
+    held = store.get_collection(physical).config.params.vectors
+    if held is None or isinstance(held, models.VectorParams):
+        held = {"": held} if held else {}
+    for name, wanted in _vectors(config, dims, codes).items():
+        found = held.get(name)
+        if found is None:
+            names = ", ".join(_quoted(name) for name in sorted(held)) or "no vector"
+            raise CollectionMismatch(
+                f"collection {physical!r} has {names}",
+                f"{_quoted(name)}, as store.vector_name says",
+                "Set store.vector_name to one it has, or choose another --collection",
+            )
+        if (found.size, found.distance) != (wanted.size, wanted.distance):
+            raise CollectionMismatch(
+                f"collection {physical!r} holds {found.size}-dimensional vectors under {found.distance.value}",
+                f"This encoder and configuration make {wanted.size}-dimensional vectors under {wanted.distance.value}",
+                "Choose another --collection, or the encoder and store.distance it was made with",
+            )
+
+
+def _vectors(config: StoreConfig, dims: int, codes: CodesSpec | None) -> dict[str, models.VectorParams]:
+    """The settings of a point's vectors by name.
+
+    Of codes a bit a coordinate is in memory, in which queries are floats of 8 bits; the planes themselves, which the
+    best are ranked by again, are on disk, and what they were made from is there without a graph.
+    """
+    widths = vector_widths(config, dims, codes)
     distance = _DISTANCES[config.distance]
-    if (found.size, found.distance) != (dims, distance):
-        raise CollectionMismatch(
-            f"collection {physical!r} holds {found.size}-dimensional vectors under {found.distance.value}",
-            f"This encoder and configuration make {dims}-dimensional vectors under {distance.value}",
-            "Choose another --collection, or the encoder and store.distance it was made with",
+    if codes is None:
+        return {
+            name: models.VectorParams(size=width, distance=distance, on_disk=config.on_disk_vectors)
+            for name, width in widths.items()
+        }
+    on_disk = config.on_disk_vectors is not False
+    bit = models.BinaryQuantizationConfig(
+        encoding=models.BinaryQuantizationEncoding.ONE_BIT,
+        query_encoding=models.BinaryQuantizationQueryEncoding.SCALAR8BITS,
+        always_ram=True,
+    )
+    planes = models.VectorParams(
+        size=widths.pop(CODES),
+        distance=models.Distance.DOT,
+        on_disk=on_disk,
+        quantization_config=models.BinaryQuantization(binary=bit),
+    )
+    full = {
+        name: models.VectorParams(
+            size=width,
+            distance=distance,
+            on_disk=on_disk,
+            datatype=models.Datatype.FLOAT16,
+            hnsw_config=models.HnswConfigDiff(m=0),
         )
+        for name, width in widths.items()
+    }
+    return {CODES: planes, **full}
 
 
 def _quoted(name: str) -> str:

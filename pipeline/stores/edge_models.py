@@ -44,6 +44,17 @@ _BINARY = {
     models.BinaryQuantizationEncoding.ONE_AND_HALF_BITS: edge.BinaryQuantizationEncoding.OneAndHalfBits,
     models.BinaryQuantizationEncoding.TWO_BITS: edge.BinaryQuantizationEncoding.TwoBits,
 }
+_QUERIES = {
+    models.BinaryQuantizationQueryEncoding.DEFAULT: edge.BinaryQuantizationQueryEncoding.Default,
+    models.BinaryQuantizationQueryEncoding.BINARY: edge.BinaryQuantizationQueryEncoding.Binary,
+    models.BinaryQuantizationQueryEncoding.SCALAR4BITS: edge.BinaryQuantizationQueryEncoding.Scalar4Bits,
+    models.BinaryQuantizationQueryEncoding.SCALAR8BITS: edge.BinaryQuantizationQueryEncoding.Scalar8Bits,
+}
+_DATATYPES = {
+    models.Datatype.FLOAT32: edge.VectorStorageDatatype.Float32,
+    models.Datatype.FLOAT16: edge.VectorStorageDatatype.Float16,
+    models.Datatype.UINT8: edge.VectorStorageDatatype.Uint8,
+}
 _TURBO = {
     models.TurboQuantBitSize.BITS1: edge.TurboQuantBitSize.Bits1,
     models.TurboQuantBitSize.BITS1_5: edge.TurboQuantBitSize.Bits1_5,
@@ -81,12 +92,13 @@ def shard_config(config: models.CreateCollection) -> edge.EdgeConfig:
 
 
 def _vector(params: models.VectorParams) -> edge.EdgeVectorParams:
-    if params.multivector_config is not None or params.datatype not in (None, models.Datatype.FLOAT32):
+    if params.multivector_config is not None or params.datatype not in (None, *_DATATYPES):
         raise unsupported(params)
     return edge.EdgeVectorParams(
         size=params.size,
         distance=DISTANCES[params.distance],
         on_disk=params.on_disk,
+        datatype=_DATATYPES[params.datatype] if params.datatype else None,
         hnsw_config=_hnsw(params.hnsw_config),
         quantization_config=_quantization(params.quantization_config),
     )
@@ -123,7 +135,10 @@ def _quantization(config: models.QuantizationConfig | None) -> edge.Quantization
             )
         case models.BinaryQuantization(binary=binary):
             encoding = _BINARY[binary.encoding] if binary.encoding else None
-            return edge.BinaryQuantizationConfig(always_ram=binary.always_ram, encoding=encoding)
+            query = _QUERIES[binary.query_encoding] if binary.query_encoding else None
+            return edge.BinaryQuantizationConfig(
+                always_ram=binary.always_ram, encoding=encoding, query_encoding=query
+            )
         case models.TurboQuantization(turbo=turbo):
             bits = _TURBO[turbo.bits] if turbo.bits else None
             return edge.TurboQuantQuantizationConfig(always_ram=turbo.always_ram, bits=bits)
@@ -218,20 +233,40 @@ def _range(value: models.RangeInterface) -> edge.RangeType:
 
 
 def edge_query(request: models.QueryRequest) -> edge.QueryRequest:
-    """A query by one dense vector."""
-    query = request.query.nearest if isinstance(request.query, models.NearestQuery) else request.query
-    if not isinstance(query, list) or request.prefetch or request.lookup_from:
-        raise unsupported(request)
+    """A query by one dense vector, of all points or of those that other such queries find first."""
     return edge.QueryRequest(
         limit=request.limit or 10,
         offset=request.offset,
-        query=edge.Query.Nearest(query, using=request.using or None),
+        query=_nearest(request),
+        prefetches=[_prefetch(one) for one in _listed(request.prefetch)],
         filter=edge_filter(request.filter),
         params=_search_params(request.params),
         score_threshold=request.score_threshold,
         with_payload=selector(request.with_payload),
         with_vector=bool(request.with_vector),
     )
+
+
+def _prefetch(value: models.Prefetch) -> edge.Prefetch:
+    return edge.Prefetch(
+        limit=value.limit or 10,
+        query=_nearest(value),
+        prefetches=[_prefetch(one) for one in _listed(value.prefetch)],
+        params=_search_params(value.params),
+        filter=edge_filter(value.filter),
+        score_threshold=value.score_threshold,
+    )
+
+
+def _listed(value: models.Prefetch | list[models.Prefetch] | None) -> list[models.Prefetch]:
+    return value if isinstance(value, list) else [value] if value else []
+
+
+def _nearest(asked: models.QueryRequest | models.Prefetch) -> edge.Query:
+    query = asked.query.nearest if isinstance(asked.query, models.NearestQuery) else asked.query
+    if not isinstance(query, list) or asked.lookup_from:
+        raise unsupported(asked)
+    return edge.Query.Nearest(query, using=asked.using or None)
 
 
 def _search_params(value: models.SearchParams | None) -> edge.SearchParams | None:

@@ -30,6 +30,7 @@ class Purpose(StrEnum):
     PLAN = "plan for"
     FORGET = "forget in"
     CHECK = "doctor for"
+    OPTIMIZE = "optimization of"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from qdrant_client import models
 
-from pipeline.stores.store import Store
+from pipeline.stores.collection import CODES
+from pipeline.stores.store import Store, payload_keys
 
 # Keeps an answer of 100 hits a query with full payloads within a few megabytes.
 _QUERIES_PER_REQUEST = 32
@@ -38,19 +41,80 @@ def nearest(
 
     `with_payload` may name the keys of the payload that are wanted.
     """
-    answers = []
-    payload = with_payload if isinstance(with_payload, bool) else list(with_payload)
-    for rows in _pieces(vectors.tolist()):
-        requests = [
-            models.QueryRequest(
-                query=row, using=vector_name or None, filter=where, limit=limit, with_payload=payload
+    payload = payload_keys(with_payload)
+    requests = (
+        models.QueryRequest(
+            query=row.tolist(), using=vector_name or None, filter=where, limit=limit, with_payload=payload
+        )
+        for row in vectors
+    )
+    return _ask(store, collection_name, requests)
+
+
+@dataclass(frozen=True)
+class CodedQueries:
+    """Queries for codes: `rows` float32[n, bits · dims] from `query_rows`, and `full` float32[n, dims] or None.
+
+    `oversampling` candidates a wanted point are ranked again: by the codes with their scale, and where vectors called
+    `full_name` are kept by those.
+    """
+
+    rows: NDArray[np.float32]
+    full: NDArray[np.float32] | None
+    full_name: str
+    oversampling: float
+
+    def requests(
+        self, limit: int, where: models.Filter | None, with_payload: bool | list[str]
+    ) -> Iterator[models.QueryRequest]:
+        """One request a query."""
+        again = models.SearchParams(
+            quantization=models.QuantizationSearchParams(rescore=True, oversampling=self.oversampling)
+        )
+        if self.full is None:
+            for row in self.rows:
+                yield models.QueryRequest(
+                    query=row.tolist(),
+                    using=CODES,
+                    filter=where,
+                    params=again,
+                    limit=limit,
+                    with_payload=with_payload,
+                )
+            return
+        for row, full in zip(self.rows, self.full, strict=True):
+            candidates = models.Prefetch(
+                query=row.tolist(),
+                using=CODES,
+                filter=where,
+                params=again,
+                limit=math.ceil(self.oversampling * limit),
             )
-            for row in rows
-        ]
-        answers.extend(store.query_batch_points(collection_name, requests))
+            yield models.QueryRequest(
+                prefetch=candidates,
+                query=full.tolist(),
+                using=self.full_name,
+                limit=limit,
+                with_payload=with_payload,
+            )
+
+
+def nearest_by_codes(
+    store: Store,
+    collection_name: str,
+    queries: CodedQueries,
+    limit: int,
+    where: models.Filter | None = None,
+    with_payload: bool | Sequence[str] = True,
+) -> list[list[Hit]]:
+    """For each query the `limit` nearest points by their codes, best first, as `nearest` gives them."""
+    requests = queries.requests(limit, where, payload_keys(with_payload))
+    return _ask(store, collection_name, requests)
+
+
+def _ask(store: Store, collection_name: str, requests: Iterable[models.QueryRequest]) -> list[list[Hit]]:
+    answers = []
+    waiting = iter(requests)
+    while some := list(itertools.islice(waiting, _QUERIES_PER_REQUEST)):
+        answers.extend(store.query_batch_points(collection_name, some))
     return [[Hit(str(hit.id), hit.score, hit.payload or {}) for hit in answer.points] for answer in answers]
-
-
-def _pieces(rows: Sequence[list[float]]) -> Iterator[Sequence[list[float]]]:
-    for start in range(0, len(rows), _QUERIES_PER_REQUEST):
-        yield rows[start : start + _QUERIES_PER_REQUEST]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from qdrant_client import models
 
+from pipeline.errors import StoreError
 from pipeline.stores.profiles import CHUNK_INDEX, NAMESPACE, OURS
 from pipeline.stores.store import Store
 
@@ -51,6 +52,28 @@ def scan_points(
     where = models.Filter(must=conditions) if conditions else None
     for records in _pages(store, collection_name, where, [OURS]):
         yield [(str(record.id), dict(record.payload or {})) for record in records]
+
+
+def scan_vectors(store: Store, collection_name: str, vector_name: str) -> Iterator[list[float]]:
+    """The vector of this name of each point; "" is the unnamed one."""
+    offset: str | None = None
+    while True:
+        records, offset = store.scroll(
+            collection_name, limit=_PAGE, offset=offset, with_payload=False, with_vectors=True
+        )
+        for record in records:
+            yield _vector(record, vector_name)
+        if offset is None:
+            return
+
+
+def _vector(record: models.Record, name: str) -> list[float]:
+    held = record.vector.get(name) if isinstance(record.vector, dict) else record.vector
+    if not isinstance(held, list):
+        raise StoreError(
+            f"point {record.id} has no vector {name!r}", "", "headwater audit shows what is damaged"
+        )
+    return cast(list[float], held)
 
 
 def _of(namespace: str | None) -> list[models.Condition]:

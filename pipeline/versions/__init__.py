@@ -3,6 +3,6 @@
 contract   which encoder and chunker made the vectors, kept in the collection's own metadata
 """
 
-from pipeline.versions.contract import Contract
+from pipeline.versions.contract import CodesContract, Contract
 
-__all__ = ["Contract"]
+__all__ = ["CodesContract", "Contract"]

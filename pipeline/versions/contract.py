@@ -8,11 +8,36 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
+from pipeline.codes import LAYOUT, CodesSpec
 from pipeline.errors import CollectionMismatch
 
 KEY = "headwater"
+
+
+@dataclass(frozen=True)
+class CodesContract:
+    """The codes that a collection holds.
+
+    `folder` is where a reader finds their binarizer, `fingerprint` what it must then be. `bits`, `dims` and `scale`
+    are those of the binarizer, `layout` how codes lie in the vectors called `vector_name`; `keep_vectors` says whether
+    the vectors they were made from are there too.
+    """
+
+    folder: str
+    fingerprint: str
+    bits: int
+    dims: int
+    scale: Literal["norm", "projection"]
+    layout: str
+    vector_name: str
+    keep_vectors: bool
+
+    @property
+    def spec(self) -> CodesSpec:
+        """What a store needs to know of them."""
+        return CodesSpec(self.fingerprint, self.bits, self.dims, self.scale)
 
 
 @dataclass(frozen=True)
@@ -20,8 +45,8 @@ class Contract:
     """The encoder, chunker, vector and payload profile of a collection.
 
     `model`, `precision`, `max_tokens` and the prompts are what a reader needs to load the same encoder again;
-    `encoder_version` is what it must then find. `dims` is the width of the vectors;
-    `profile` says where payloads keep text and metadata.
+    `encoder_version` is what it must then find. `dims` is the width of the vectors called `vector_name`;
+    `profile` says where payloads keep text and metadata. `codes`: what vectors are stored as, or None.
     """
 
     encoder_version: str
@@ -35,23 +60,47 @@ class Contract:
     dims: int
     distance: str
     profile: str
+    codes: CodesContract | None = None
 
     def metadata(self) -> dict[str, Any]:
         """The contract in the form the collection's metadata keeps."""
-        return {KEY: asdict(self)}
+        return {KEY: {name: value for name, value in asdict(self).items() if value is not None}}
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None, collection: str) -> Contract:
         """Read a collection's contract; raise CollectionMismatch where it has none or one of another layout."""
         found = (metadata or {}).get(KEY)
-        names = {field.name for field in fields(cls)}
+        names = {field.name for field in fields(cls)} - {"codes"}
         if not isinstance(found, Mapping) or not names <= set(found):
             raise CollectionMismatch(
                 f"collection {collection!r} carries no contract of ours",
                 "A collection that Headwater made says which encoder its vectors come from",
                 "Choose another --collection name; this one was made by something else",
             )
-        return cls(**{name: found[name] for name in names})
+        codes = found.get("codes")
+        if codes is None:
+            return cls(**{name: found[name] for name in names})
+        wanted = {field.name for field in fields(CodesContract)}
+        if not isinstance(codes, Mapping) or set(codes) != wanted or codes["layout"] != LAYOUT:
+            raise CollectionMismatch(
+                f"collection {collection!r} holds codes in a layout that this version does not know",
+                f"The layout {LAYOUT!r}",
+                "Use the version of headwater that made the collection",
+            )
+        return cls(
+            **{name: found[name] for name in names},
+            codes=CodesContract(**{**codes, "bits": int(codes["bits"]), "dims": int(codes["dims"])}),
+        )
+
+    def check_codes(self, codes: CodesContract | None, collection: str) -> None:
+        """Raise CollectionMismatch unless vectors would be stored as those in the collection are."""
+        if _kind(codes) == _kind(self.codes):
+            return
+        raise CollectionMismatch(
+            f"{_said(codes)} here, but collection {collection!r} holds {_said(self.codes)}",
+            "One collection holds vectors in one form",
+            "Set encoder.codes and store.keep_vectors as they were, or ingest into another --collection",
+        )
 
     def check_encoder(self, version: str, model: str, collection: str) -> None:
         """Raise CollectionMismatch unless the encoder at hand is the one that made the vectors."""
@@ -81,3 +130,14 @@ class Contract:
                 "One collection is read by one kind of client",
                 f"Set store.profile = {self.profile!r}, or ingest into another --collection",
             )
+
+
+def _kind(codes: CodesContract | None) -> tuple[str, bool] | None:
+    return (codes.fingerprint, codes.keep_vectors) if codes else None
+
+
+def _said(codes: CodesContract | None) -> str:
+    if codes is None:
+        return "vectors without codes"
+    kept = "with" if codes.keep_vectors else "without"
+    return f"codes {codes.fingerprint[:12]} of {codes.folder} {kept} their vectors"

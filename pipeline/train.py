@@ -1,0 +1,147 @@
+"""Codes trained on documents, on the vectors of a collection, or on those of a file."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.codes import load_codes, save_codes
+from pipeline.codes.folder import SPEC
+from pipeline.config import Settings
+from pipeline.encoders import load_plain_encoder
+from pipeline.errors import CollectionMismatch, UsageError
+from pipeline.lane.embedding import embed_chunks
+from pipeline.schemas import Observer, Progress
+from pipeline.sources import open_source
+from pipeline.stores import Purpose, Store, collection, count_stored, open_store, scan_vectors, store_exists
+from pipeline.versions import Contract
+
+VECTOR_COLUMN = "vector"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Vectors float32[n, dims] to train on, and the version of the encoder that made them; "" where that is unknown."""
+
+    vectors: NDArray[np.float32]
+    encoder_version: str
+
+
+def of_documents(uri: str, settings: Settings, observe: Observer) -> Sample:
+    """The chunks of documents, read, chunked and embedded as a run would."""
+    observe(Progress("preparing the encoder"))
+    encoder = load_plain_encoder(settings.encoder)
+    try:
+        with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+            source = open_source(uri, settings.source, Path(scratch))
+            chunks = embed_chunks(source, settings, encoder, observe)
+    finally:
+        encoder.close()
+    return Sample(chunks.vectors, encoder.spec.version)
+
+
+def of_collection(settings: Settings, observe: Observer) -> Sample:
+    """The vectors that a collection holds; raises CollectionMismatch where it holds codes alone."""
+    alias = settings.store.collection
+    if not store_exists(settings.store):
+        raise _missing(settings)
+    with closing(open_store(settings.store, Purpose.SEARCH)) as store:
+        physical = collection.resolve(store, alias)
+        if physical is None:
+            raise _missing(settings)
+        contract = Contract.read(collection.read_metadata(store, physical), alias)
+        if contract.codes and not contract.codes.keep_vectors:
+            raise CollectionMismatch(
+                f"collection {alias!r} holds codes without their vectors",
+                "Vectors to train on",
+                "Train on the documents instead: --documents",
+            )
+        rows = np.array(list(_scroll(store, physical, contract, observe)), np.float32)
+    version = contract.encoder_version
+    if contract.codes:
+        version = load_codes(Path(contract.codes.folder)).spec.encoder_version
+    return Sample(rows.reshape(-1, contract.dims), version)
+
+
+def of_file(file: Path) -> Sample:
+    """The vectors in the column `vector` of a Parquet file: lists of numbers, all of one length."""
+    try:
+        column = pq.read_table(file, columns=[VECTOR_COLUMN])[VECTOR_COLUMN].combine_chunks()
+        widths = set(pc.list_value_length(column).to_pylist())
+        if len(widths) != 1 or None in widths:
+            raise pa.ArrowInvalid(f"column {VECTOR_COLUMN!r} holds lists of {len(widths)} lengths")
+        flat = pc.list_flatten(column).cast(pa.float32()).to_numpy(zero_copy_only=False)
+    except (OSError, KeyError, pa.ArrowException) as error:
+        raise UsageError(
+            f"vectors {file} cannot be read: {error}",
+            f"A Parquet file with lists of numbers, all of one length, in the column {VECTOR_COLUMN!r}",
+            "Check --from",
+        ) from None
+    return Sample(flat.reshape(len(column), -1), "")
+
+
+def check_out(folder: Path) -> None:
+    """Raise UsageError where a folder holds codes already: vectors may be coded with these."""
+    if (folder / SPEC).exists():
+        raise UsageError(f"{folder} holds codes already", "A new folder", "Choose another --out")
+
+
+def train(
+    sample: Sample, out: Path, observe: Observer, *, bits: int, dims: int, epochs: int, seed: int
+) -> dict[str, Any]:
+    """Train codes on a sample and write them to the folder `out`; returns the report as JSON values.
+
+    A crash leaves no codes. Raises EncoderError for vectors that cannot be trained on.
+    """
+    from pipeline.codes.training import TrainingOptions, train_codes  # torch takes seconds to import
+
+    options = TrainingOptions(bits=bits, dims=dims, epochs=epochs, seed=seed)
+    binarizer, report = train_codes(
+        sample.vectors,
+        options,
+        encoder_version=sample.encoder_version,
+        watch=lambda epoch, _: observe(Progress("training", epoch, options.epochs)),
+    )
+    save_codes(binarizer, out)
+    spec = binarizer.spec
+    return {
+        "out": str(out),
+        "fingerprint": binarizer.fingerprint,
+        "encoder_version": spec.encoder_version,
+        "vectors": report.vectors,
+        "bits": spec.bits,
+        "dims": spec.dims,
+        "bytes": spec.bytes,
+        "float_bytes": 4 * spec.input_dims,
+        "recall@10_before": round(report.recall[0], 4),
+        "recall@10": round(max(report.recall), 4),
+        "best_epoch": report.best_epoch,
+        "epochs": len(report.recall) - 1,
+        "seconds": round(report.seconds, 1),
+    }
+
+
+def _scroll(store: Store, physical: str, contract: Contract, observe: Observer) -> Iterator[list[float]]:
+    total = count_stored(store, physical).points
+    for done, vector in enumerate(scan_vectors(store, physical, contract.vector_name)):
+        if done % 1000 == 0:
+            observe(Progress("reading vectors", done, total))
+        yield vector
+
+
+def _missing(settings: Settings) -> CollectionMismatch:
+    return CollectionMismatch(
+        f"no collection {settings.store.collection!r} in {settings.store.url}",
+        "An ingested collection",
+        "Check --from and --store",
+    )
