@@ -152,7 +152,7 @@ def commit(place, draw):
     table = DeltaTable(place)
     held = table.to_pyarrow_table().to_pylist()
     some = documents.rows(40, seed=draw.randint(0, 3))
-    match draw.randint(0, 4):
+    match draw.randint(0, 5):
         case 0:
             new = [row for row in some if row["id"] not in {one["id"] for one in held}]
             write_deltalake(place, table_of(new[:5]), mode="append")
@@ -162,9 +162,39 @@ def commit(place, draw):
             table.update(predicate=f"id = '{draw.choice(held)['id']}'", updates={"year": "1999"})
         case 3:
             write_deltalake(place, table_of(some[draw.randint(0, 20) :]), mode="overwrite")
+        case 4 if held:
+            table.update(predicate=f"id = '{draw.choice(held)['id']}'", updates={"id": "concat(id, '-b')"})
         case _:
             with suppress(DeltaError):  # its files are vacuumed, or there was none before
                 table.restore(table.version() - 1)
+
+
+def test_under_a_former_id_or_namespace_a_document_is_no_more(place, to, tmp_path):
+    to = to.model_copy(update={"source": to.source.model_copy(update={"namespace_column": "tenant"})})
+    held = table_of(documents.rows(20)).append_column("tenant", pa.array(["one tenant"] * 20))
+    write_deltalake(place, held, mode="overwrite", schema_mode="overwrite")
+    assert counts(place, to).indexed == 20
+    table = DeltaTable(place)
+    table.update(predicate="id = 'doc-3'", updates={"tenant": "'another tenant'"})
+    table.update(updates={"id": "CASE id WHEN 'doc-1' THEN 'doc-2' WHEN 'doc-2' THEN 'doc-1' ELSE id END"})
+    table.update(predicate="id = 'doc-4'", updates={"id": "'there'"})
+    table.update(predicate="id = 'there'", updates={"id": "'doc-4'"})  # and back again
+    table.update(predicate="id = 'doc-5'", updates={"id": "'moved'"})
+    write_deltalake(place, held.slice(5, 1), mode="append")  # where it was is another
+    counts(place, to)
+    check(place, to, tmp_path)
+
+
+def test_with_sequences_of_its_own_commits_are_in_order_all_the_same(place, to, tmp_path):
+    to = to.model_copy(update={"source": to.source.model_copy(update={"sequence": "year"})})
+    assert counts(place, to).indexed == 20
+    write_deltalake(place, table_of(documents.rows(22)[20:]), mode="append")
+    table = DeltaTable(place)
+    table.delete("id IN ('doc-3', 'doc-20')")  # with the sequences that they were inserted with
+    table.update(predicate="id = 'doc-4'", updates={"id": "'moved'"})
+    write_deltalake(place, table_of(documents.rows(4)[3:]), mode="append")
+    counts(place, to)
+    check(place, to, tmp_path)
 
 
 def test_what_the_feed_cannot_tell_is_read_from_the_table(place, to, tmp_path):

@@ -112,6 +112,8 @@ class Follower:
         self._config = settings.source
         self._held = held
         self._scratch = scratch
+        # A column's sequences do not say which commit came first: a deleted row has the one it was inserted with.
+        self._commits = COMMITS if settings.source.sequence == VERSION else 1
         self._indexer = Indexer(held, settings, scratch, held.stop)
         self._sender = Sender(feed.uri)
         self._file = held.folder / f"watch-{held.plan[:16]}.json"
@@ -157,8 +159,8 @@ class Follower:
             self._read_all()  # from the start, or a column went: documents have it that no commit mentions
             return
         try:
-            for first in range(position.version + 1, self._feed.version + 1, COMMITS):
-                if not self._read_commits(first, min(first + COMMITS - 1, self._feed.version)):
+            for first in range(position.version + 1, self._feed.version + 1, self._commits):
+                if not self._read_commits(first, min(first + self._commits - 1, self._feed.version)):
                     return
         except ChangesLost as error:
             log.warning("changes_lost", error=str(error))
@@ -167,7 +169,7 @@ class Follower:
     def _read_commits(self, first: int, last: int) -> bool:
         """Index what these commits changed; False where the session is to stop before that."""
         with Spool(self._scratch) as spool:
-            for batches in _pieces(self._feed.changes(first, last)):
+            for batches in _pieces(self._feed.changes(first, last, self._scratch)):
                 spool.write(self._sender, batches)
             if not self._index(spool):
                 return False

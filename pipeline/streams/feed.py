@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from pipeline.config import SourceConfig
 from pipeline.errors import ChangesLost, HeadwaterError, SourceError, UsageError
 from pipeline.sources import is_remote
+from pipeline.sync import KEYS, Buckets, absent
 
 CHANGE, VERSION = "_change_type", "_commit_version"  # reserved by Delta Lake: no table has such columns
 
@@ -19,20 +25,24 @@ _ENABLED = "delta.enableChangeDataFeed"
 _OURS = (CHANGE, VERSION, "_commit_timestamp")
 _DELETES = f"{CHANGE} = 'delete'"
 _UPSERTS = f"{CHANGE} IN ('insert', 'update_postimage')"
+_BEFORE = f"{CHANGE} = 'update_preimage'"
+_AFTER = f"{CHANGE} = 'update_postimage'"
 _LOST = ("not found", "Invalid table version", "does not have change data enabled", "No such file")
 
 
 class Feed:
-    """A table at one version; it gives batches with its columns and CHANGE (`upsert`, `delete`) and VERSION.
+    """A table at one version; it gives batches with its columns and CHANGE (`upsert`, `delete`).
 
-    A column that says the operation of a row is taken into account. Methods raise SourceError where the table cannot
-    be read.
+    And VERSION, unless a column is the sequence. A column that says the operation of a row is taken into account.
+    Methods raise SourceError where the table cannot be read.
     """
 
-    def __init__(self, uri: str, table: Any, operation: str) -> None:  # noqa: ANN401 - of an extra
+    def __init__(self, uri: str, table: Any, config: SourceConfig) -> None:  # noqa: ANN401 - of an extra
         self.uri = uri
         self._table = table
-        self._operation = operation
+        self._operation = config.operation
+        self._numbered = not config.sequence
+        self._key = list(filter(None, (config.id, config.namespace_column, VERSION)))
 
     @classmethod
     def open(cls, uri: str, config: SourceConfig) -> Feed:
@@ -46,9 +56,7 @@ class Feed:
                 "pip install -c constraints.txt '.[delta]'",
             ) from None
         with _reading(uri):
-            feed = cls(
-                uri, deltalake.DeltaTable(uri.partition("?")[0] if is_remote(uri) else uri), config.operation
-            )
+            feed = cls(uri, deltalake.DeltaTable(uri.partition("?")[0] if is_remote(uri) else uri), config)
         feed._check()
         return feed
 
@@ -89,28 +97,59 @@ class Feed:
             for batch in pa.RecordBatchReader.from_stream(found):
                 yield self._marked(batch, "upsert")
 
-    def changes(self, first: int, last: int) -> Iterator[pa.RecordBatch]:
+    def changes(self, first: int, last: int, scratch: Path) -> Iterator[pa.RecordBatch]:
         """What these commits changed, in no order but that all deletes come first: a row that is rewritten is both.
 
-        Raises ChangesLost where the feed does not hold all of these commits.
+        A row that an update gave another id or namespace is deleted under its former one. Writes 16 bytes to `scratch`
+        for each row before and after an update. Raises ChangesLost where the feed does not hold all of these commits.
         """
         with _reading(self.uri):
-            for where, operation in ((_DELETES, "delete"), (_UPSERTS, "upsert")):
-                found = self._table.load_cdf(starting_version=first, ending_version=last, predicate=where)
-                for batch in pa.RecordBatchReader.from_stream(found):
-                    yield self._marked(batch, operation)
+            for batch in self._read(first, last, _DELETES):
+                yield self._marked(batch, "delete")
+            yield from self._moved(first, last, scratch)
+            for batch in self._read(first, last, _UPSERTS):
+                yield self._marked(batch, "upsert")
+
+    def _read(
+        self, first: int, last: int, where: str, columns: list[str] | None = None
+    ) -> pa.RecordBatchReader:
+        return pa.RecordBatchReader.from_stream(
+            self._table.load_cdf(
+                starting_version=first, ending_version=last, predicate=where, columns=columns
+            )
+        )
+
+    def _moved(self, first: int, last: int, scratch: Path) -> Iterator[pa.RecordBatch]:
+        """The rows before updates, as deletes, whose documents are not those after them."""
+        with tempfile.TemporaryDirectory(dir=scratch) as folder:
+            before, after = (Buckets(Path(folder) / name, KEYS) for name in ("before", "after"))
+            for where, keys in ((_BEFORE, before), (_AFTER, after)):
+                for batch in self._read(first, last, where, [*self._key, CHANGE]):
+                    keys.add(self._keys(batch))
+            moved = np.concatenate(list(absent(before, after)))
+        if len(moved):
+            for batch in self._read(first, last, _BEFORE):
+                gone = np.isin(self._keys(batch)["key"], moved)
+                yield self._marked(batch, "delete").filter(pa.array(gone))
+
+    def _keys(self, batch: pa.RecordBatch) -> NDArray[Any]:
+        """KEYS[n]: of each row, its document and commit."""
+        rows = zip(*(batch.column(name).to_pylist() for name in self._key), strict=True)
+        hashes = (hashlib.blake2b(repr(row).encode(), digest_size=16).digest() for row in rows)
+        return np.frombuffer(b"".join(hashes), KEYS)
 
     def _marked(self, batch: pa.RecordBatch, operation: str) -> pa.RecordBatch:
         names = [name for name in batch.schema.names if name not in (*_OURS, self._operation)]
         columns = {name: _plain(batch.column(name)) for name in names}
         says = operation == "upsert" and self._operation
         columns[CHANGE] = batch.column(says) if says else pa.repeat(operation, batch.num_rows)
-        known = VERSION in batch.schema.names
-        columns[VERSION] = (
-            batch.column(VERSION).cast(pa.int64())
-            if known
-            else pa.repeat(pa.scalar(self.version, pa.int64()), batch.num_rows)
-        )
+        if self._numbered:
+            known = VERSION in batch.schema.names
+            columns[VERSION] = (
+                batch.column(VERSION).cast(pa.int64())
+                if known
+                else pa.repeat(pa.scalar(self.version, pa.int64()), batch.num_rows)
+            )
         return pa.RecordBatch.from_pydict(columns)
 
     def _check(self) -> None:
