@@ -168,6 +168,12 @@ def test_bad_puts_are_told_why_and_disturb_nobody(to, tmp_path):
         assert isinstance(refused(uri, hostile), pa.ArrowInvalid)
         assert raw(uri, [b"no protobuf at all"]) == grpc.StatusCode.INVALID_ARGUMENT
         assert raw(uri, []) == grpc.StatusCode.INVALID_ARGUMENT
+        code = grpc.StatusCode.INVALID_ARGUMENT
+        # a message that says it goes on in the next ones is not gathered, and nothing is passed over in silence
+        schema, (header, body) = ipc_messages(batch(ROWS[5:6]))
+        one = flight_data(header, body)
+        assert raw(uri, [flight_data(*schema), flight_data(header, body[:-8]), *[one] * 9]) == code
+        assert raw(uri, [flight_data(*schema), flight_data(header, body + bytes(64)), one]) == code
         good.told_of(1)
         good.send(batch(ROWS[5:10]))
         good.told_of(2)
@@ -186,6 +192,21 @@ def refused(uri, one, write_options=None):
     with pytest.raises((flight.FlightError, pa.ArrowException)) as raised:
         writer.close()
     return raised.value
+
+
+def ipc_messages(one):
+    """(header, body) of a schema and of a batch."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, one.schema) as writer:
+        writer.write_batch(one)
+    reader = pa.ipc.MessageReader.open_stream(sink.getvalue())
+    messages = reader.read_next_message(), reader.read_next_message()
+    return [(message.metadata.to_pybytes(), message.body.to_pybytes()) for message in messages]
+
+
+def flight_data(header, body):
+    """A message of a put; `put_result` writes field 1, and 1000 is two bytes."""
+    return b"\x12" + put_result(header)[1:] + (b"\xc2\x3e" + put_result(body)[1:] if body else b"")
 
 
 def raw(uri, messages):

@@ -293,6 +293,8 @@ class Endpoint:
                     if not self.inbox.offer(put.sender, batch):
                         raise _stopping()
                     put.take()
+                if frames.read(1):
+                    raise ValueError("data behind the end of the stream")
         except HeadwaterError as error:
             put.end(error)
         except (pa.ArrowException, OSError, ValueError) as error:

@@ -61,15 +61,14 @@ class Frames(RawIOBase):
         return True
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly `size` bytes, or what is left of the stream."""
-        parts: list[memoryview] = []
-        while size > 0:
-            if not self._left and not self._next():
-                break
-            parts.append(self._left[:size])
-            self._left = self._left[size:]
-            size -= len(parts[-1])
-        return b"".join(parts)
+        """At most `size` bytes of one message, or b"" behind the last: one that says it is longer than it is ends here.
+
+        So nothing is gathered that a client did not send in a message of bounded size.
+        """
+        if size <= 0 or not (self._left or self._next()):
+            return b""
+        part, self._left = self._left[:size], self._left[size:]
+        return bytes(part)
 
     def _next(self) -> bool:
         """Take the next message that holds data; False at the end."""
