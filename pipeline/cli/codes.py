@@ -1,26 +1,25 @@
-"""The commands `headwater codes …`: train binary codes."""
+"""The commands `headwater codes …`: train binary codes, and choose among them."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipeline import train as training
 from pipeline.cli import options
-from pipeline.cli.report import print_json, print_table, progress
+from pipeline.cli.report import print_json, print_rows, print_table, progress
 from pipeline.config import Settings
 from pipeline.errors import UsageError
+from pipeline.evaluation.choice import choose
+from pipeline.evaluation.comparison import evaluate_codes
 from pipeline.job import check_target
 from pipeline.schemas import Observer
 
-codes_app = typer.Typer(help="Binary codes: train them.", no_args_is_help=True)
-
-
-@codes_app.callback()
-def _codes() -> None:
-    """Keep `train` a subcommand while it is the only one."""
+codes_app = typer.Typer(
+    help="Binary codes: train them, measure them, choose among them.", no_args_is_help=True
+)
 
 
 @codes_app.command()
@@ -72,6 +71,91 @@ def train(
         print_json(report)
     else:
         print_table(f"codes in {out}", report)
+
+
+@codes_app.command("eval")
+def evaluate(
+    documents: Annotated[
+        str, typer.Option("--documents", help="Judged documents; --id and --text name the columns.")
+    ],
+    queries: Annotated[Path, typer.Option("--queries", help="A Parquet file with columns id and text.")],
+    qrels: Annotated[
+        Path, typer.Option("--qrels", help="A Parquet file with query_id, document_id and relevance.")
+    ],
+    codes: Annotated[
+        list[Path] | None,
+        typer.Option("--codes", help="A folder that `codes train` wrote; may be repeated.", metavar="DIR"),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="Draw quality against bytes into this SVG file.", metavar="FILE"),
+    ] = None,
+    id: options.Id = None,
+    text: options.Text = None,
+    encoder: options.Encoder = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Measure what codes keep of the floats' ranking, beside all else that could be stored in as many bytes."""
+    flags = {"source.id": id, "source.text": text, "encoder.model": encoder}
+    settings = options.settings(config, set, flags)
+    with progress() as observe:
+        found = evaluate_codes(documents, queries, qrels, codes or [], settings, observe, plot)
+    if json_out:
+        print_json(found)
+    else:
+        print_rows(_COLUMNS, [_columns(row) for row in found["rows"]])
+
+
+@codes_app.command()
+def plan(
+    bytes_per_document: Annotated[
+        int, typer.Option("--bytes-per-document", min=1, help="The most that a code may take.", metavar="N")
+    ],
+    table: Annotated[Path, typer.Option("--table", help="What `codes eval --json` printed.", metavar="FILE")],
+    points: Annotated[
+        int, typer.Option("--points", min=1, help="How many chunks there will be: their graph takes room.")
+    ] = 1_000_000,
+    json_out: options.Json = False,
+) -> None:
+    """Choose what keeps most of the ranking in so many bytes, and say what it takes in memory and on disk."""
+    found = choose(table, bytes_per_document, points)
+    if json_out:
+        print_json(found)
+        return
+    print_table(f"best in {bytes_per_document} bytes", found["best"])
+    if found["codes"]:
+        print_table("best codes folder; bytes a chunk in memory and on disk", found["codes"])
+
+
+_COLUMNS = (
+    "bytes",
+    "method",
+    "recall@10",
+    "recall@100",
+    "nDCG@10",
+    "of the floats'",
+    "rescored",
+    "gain over untrained",
+)
+
+
+def _columns(row: dict[str, Any]) -> tuple[str, ...]:
+    low, high = row["kept_interval"]
+    gain = ""
+    if row["gain"] is not None:
+        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(row["gain"], *row["gain_interval"])
+    return (
+        str(row["bytes"]),
+        row["method"],
+        f"{row['recall@10']:.3f}",
+        f"{row['recall@100']:.3f}",
+        f"{row['ndcg@10']:.3f}",
+        f"{row['kept']:.1%} [{low:.1%}, {high:.1%}]",
+        f"{row['rescored_kept']:.1%}",
+        gain,
+    )
 
 
 def _sample(

@@ -97,6 +97,16 @@ def print_table(title: str, rows: Mapping[str, Any]) -> None:
     out.print(table)
 
 
+def print_rows(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Write rows as a table on stdout, one a line."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for column in columns:
+        table.add_column(column, no_wrap=True)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(highlight=False, width=max(out.width, 160)).print(table)  # a pipe counts as 80 wide
+
+
 def print_runs(found: Sequence[Run]) -> None:
     """Write runs as a table on stdout, one a line."""
     if not found:

@@ -1,6 +1,11 @@
-"""How good an encoder is: measured on judged text, without a store.
+"""How good an encoder is, and codes of its vectors: measured on judged text, without a store.
 
 judged      an encoder measured on judged documents
+codes       what codes keep of the floats' ranking, with intervals
+methods     what codes are compared with, at equal bytes
+comparison  all of them on one judged set
+choice      which to store in so many bytes
+figure      quality against bytes, drawn
 retrieval   exact ranking by best chunk, nDCG@10 and recall@100 as trec_eval computes them
 """
 

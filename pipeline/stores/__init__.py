@@ -17,6 +17,7 @@ tombstones.py   what was deleted, so that no older version brings it back
 suppressions.py what was forgotten, so that nothing brings it back
 erasure.py      where something of a document lies, and its removal
 nearest.py      many queries in one request
+quantized.py    vectors ranked by Qdrant's own quantization, for comparisons
 filters.py      conditions on metadata as a user types them
 profiles.py     where payloads keep text and metadata, by the client that reads them
 """
