@@ -15,6 +15,7 @@ from pipeline.codes import load_codes, make_binarizer, query_rows, save_codes, t
 from pipeline.encoders import describe, load_encoder, load_plain_encoder
 from pipeline.encoders.coded import as_coded_run
 from pipeline.errors import BrokenInvariant, CollectionMismatch, EncoderError
+from pipeline.optimize import optimize
 from pipeline.plan import plan
 from pipeline.search import Reader
 from pipeline.stores import open_store
@@ -236,3 +237,13 @@ def test_a_plan_says_what_codes_cost(to, source):
     assert made.disk_bytes_per_chunk == 4 * 96 + 2 * 32 + made.ram_bytes_per_chunk
     alone = plan(str(source), to(store__keep_vectors=False))
     assert alone.disk_bytes_per_chunk == made.disk_bytes_per_chunk - 2 * 32
+
+
+def test_optimizing_leaves_the_points_as_they_are(reference, tmp_path):
+    before = found(reference)
+    assert optimize(reference).points == len(points.contents_of(reference.store.url, "docs"))
+    assert found(reference) == before
+    nowhere = reference.store.model_copy(update={"url": f"edge:{tmp_path}/nowhere"})
+    with pytest.raises(CollectionMismatch, match="no collection"):
+        optimize(reference.model_copy(update={"store": nowhere}))
+    assert not (tmp_path / "nowhere").exists()
