@@ -19,7 +19,9 @@ from pipeline.errors import CollectionMismatch, EncoderError, UsageError
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    return documents.write(tmp_path_factory.mktemp("source") / "documents.parquet", documents.rows(300), 100)
+    return documents.write(
+        tmp_path_factory.mktemp("source") / "documents.parquet", documents.rows(300, most_words=30), 100
+    )
 
 
 def silent(_):
