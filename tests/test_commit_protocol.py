@@ -1,5 +1,8 @@
 """Whatever happens to a source, and wherever a run of it crashes: run again, the store is what the source says."""
 
+from contextlib import suppress
+from dataclasses import replace
+
 import histories
 import pytest
 from histories import KEYS, Crashing, Oracle, Row, Run
@@ -30,6 +33,24 @@ def test_a_history_with_crashes_ends_as_its_last_source_says(history):
 @quick
 def test_with_sequences_the_newest_version_or_deletion_wins_in_whatever_order_they_come(history):
     histories.check(memory(), history, sequenced=True)
+
+
+@given(histories.HISTORIES, histories.SEQUENCED, st.booleans())
+@quick
+def test_crashed_runs_that_nobody_repeats_leave_nothing_once_a_source_says_all(plain, ordered, sequenced):
+    """Crash upon crash, each on another source; then one that says of every document what it is to be."""
+    store, oracle = memory(), Oracle(sequenced)
+    *before, last = ordered if sequenced else plain
+    for run in before:
+        with suppress(StoreUnavailable):
+            histories.index(Crashing(store, run.crash, run.whole), run, sequenced)
+    rows = {key: Row(key, (), 1) for key in histories.KEYS} | {row.key: row for row in last.rows}
+    newest = 9 if sequenced else 0
+    said = Run(tuple(replace(row, sequence=newest) for row in rows.values()), last.window, 3, None, True)
+    histories.index(store, said, sequenced)
+    oracle.apply(said)
+    assert histories.contents(store) == oracle.points()
+    assert histories.tombstones(store) == oracle.deleted
 
 
 @given(histories.REJECTING)

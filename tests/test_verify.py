@@ -19,6 +19,11 @@ from pipeline.verify import check_held
 ROWS = documents.rows(12, most_words=90)
 
 
+@pytest.fixture(autouse=True)
+def _no_pause(monkeypatch):
+    monkeypatch.setattr("pipeline.verify._PAUSE_S", 0.0)
+
+
 @pytest.fixture
 def to(tiny_model, encoder_cache, tmp_path):
     return runs.settings(
@@ -144,6 +149,30 @@ def test_each_count_is_compared_on_its_own(to, source):
         (Counts(indexed=11, unchanged=2), False),
         (Counts(indexed=12, points=total - 1), True),
         (Counts(indexed=10, unchanged=1), True),
+        (Counts(indexed=10, rejected=1), True),
     ):
         with pytest.raises(CountMismatch):
             check_held(store, name, done, was_empty)
+
+
+def test_what_is_rejected_after_an_earlier_attempt_of_its_split_wrote_it_is_no_mismatch(to, source):
+    runs.run(source, to)
+    store = open_store(to.store)
+    name, total = collection.resolve(store, "docs"), len(points.contents(store, "docs"))
+    check_held(store, name, Counts(indexed=11, rejected=1, points=total - 1), True)
+
+
+def test_replicas_that_lag_behind_are_counted_again(to, source):
+    runs.run(source, to)
+    store = open_store(to.store)
+    name, total = collection.resolve(store, "docs"), len(points.contents(store, "docs"))
+
+    class Lagging:
+        counted = 0
+
+        def count(self, *arguments):
+            self.counted += 1
+            result = store.count(*arguments)
+            return result if self.counted > 2 else result.model_copy(update={"count": result.count - 1})
+
+    check_held(Lagging(), name, Counts(indexed=12, points=total), True)
