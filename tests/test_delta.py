@@ -218,6 +218,34 @@ def test_what_the_feed_cannot_tell_is_read_from_the_table(place, to, tmp_path):
     check(place, to, tmp_path)
 
 
+def test_a_table_made_anew_while_it_is_watched_is_not_taken_for_the_one_before(place, to, tmp_path):
+    ended = []
+
+    def follow():
+        try:
+            watch(str(place), to, LocalExecutor(), threading.Event())
+        except UsageError as error:
+            ended.append(str(error))
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    settle(place, tmp_path / "index", thread.is_alive)
+    place.rename(tmp_path / "gone")
+    for row in documents.rows(3):  # versions go on where the other's ended
+        write_deltalake(place, table_of([row]), mode="append", configuration=FED)
+    thread.join(DEADLINE)
+    assert "is another table" in ended[0]
+    assert (
+        len(
+            {
+                payload["headwater"]["document_id"]
+                for payload, _ in points.contents_of(to.store.url, "docs").values()
+            }
+        )
+        == 20
+    )
+
+
 def test_tables_that_cannot_be_followed(place, to, tmp_path, monkeypatch):
     def error(table, settings):
         with pytest.raises(UsageError) as raised:

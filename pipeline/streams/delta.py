@@ -29,7 +29,6 @@ from pipeline.errors import (
     DeletesRefused,
     SourceError,
     TransientError,
-    UsageError,
 )
 from pipeline.ingest import Executor
 from pipeline.schemas import SplitAck
@@ -37,7 +36,7 @@ from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, below, locate, open_source, reading
 from pipeline.stores import Suppressions
 from pipeline.streams.changes import pause, ticks
-from pipeline.streams.feed import CHANGE, VERSION, Feed
+from pipeline.streams.feed import CHANGE, VERSION, Feed, another_table
 from pipeline.streams.rounds import GATHERED_BYTES, LONGEST_PAUSE_S, Indexer, Sender, Spool
 from pipeline.streams.session import Session, session
 from pipeline.summary import Summary
@@ -124,11 +123,7 @@ class Follower:
         """Go on from the saved position if its run was the last to write to the collection; else from the start."""
         saved = Position.load(self._file)
         if saved and saved.table != self._feed.id:
-            raise UsageError(
-                f"{self._feed.uri} is another table than the one that was indexed, its versions begin anew",
-                "A collection of its own",
-                "Name another with --collection",
-            )
+            raise another_table(self._feed.uri)
         known = saved and saved.compared and saved.run == self._held.last_run()
         self._position = saved if known else None
         self._held.begin(saved.run if saved and known else uuid.uuid4().hex[:12])

@@ -63,7 +63,7 @@ class Feed:
     @property
     def id(self) -> str:
         """Another one for a table that was made anew at the same place."""
-        return str(self._table.metadata().id)
+        return _id(self._table)
 
     @property
     def version(self) -> int:
@@ -78,9 +78,12 @@ class Feed:
         }
 
     def refresh(self) -> None:
-        """Go on to the last commit; UsageError where the feed has been switched off."""
+        """Go on to the last commit; UsageError where the feed has been switched off, or the table was made anew."""
         with _reading(self.uri):
-            self._table.update_incremental()
+            before = self.version
+            self._table.update_incremental()  # which takes the commits of any table
+            if self.version != before and self.id != _id(type(self._table)(self._table.table_uri)):
+                raise another_table(self.uri)
         self._check()
 
     def committed_at(self) -> float:
@@ -165,6 +168,19 @@ class Feed:
                 f"Its columns are {', '.join(self.fields)}",
                 "Set source.operation to one of them, or leave it out: the feed says what is deleted",
             )
+
+
+def _id(table: Any) -> str:  # noqa: ANN401 - of an extra
+    return str(table.metadata().id)
+
+
+def another_table(uri: str) -> UsageError:
+    """The error for a table that is not the one that was indexed."""
+    return UsageError(
+        f"{uri} is another table than the one that was indexed, its versions begin anew",
+        "A collection of its own",
+        "Name another with --collection",
+    )
 
 
 def _plain(array: pa.Array[Any]) -> pa.Array[Any]:
