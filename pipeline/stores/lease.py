@@ -23,6 +23,7 @@ from qdrant_client import models
 from pipeline import logs
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, TransientError
 from pipeline.owner import Owner
+from pipeline.pause import pause
 from pipeline.stores.collection import make_beside
 from pipeline.stores.permission import asking, may_write
 from pipeline.stores.points import Points
@@ -210,7 +211,7 @@ def hold_lease(
     over = threading.Event()
 
     def live() -> None:
-        while not over.wait(_pause(lease_s)):
+        while not over.wait(_beat_s(lease_s)):
             try:
                 lease.beat()
             except LeaseLost:
@@ -240,7 +241,7 @@ def _lost(collection: str, found: Record | None, lease_s: float) -> LeaseLost:
     )
 
 
-def _pause(lease_s: float) -> float:
+def _beat_s(lease_s: float) -> float:
     """Seconds between two signs of life."""
     return min(lease_s / _BEATS, _BEAT_S)
 
@@ -248,12 +249,12 @@ def _pause(lease_s: float) -> float:
 def _lives(store: Store, seen: Record, stop: threading.Event) -> bool:
     """Whether a lease moves within the time its holder promised; True if `stop` is set before that is known."""
     began = time.monotonic()
-    pause, told = _pause(seen.lease_s), False
+    beat_s, told = _beat_s(seen.lease_s), False
     while (waited := time.monotonic() - began) < seen.lease_s:
-        _sleep(pause / 2, stop)
+        pause(beat_s / 2, stop)
         if stop.is_set():
             return True
-        if waited > 2 * pause and not told:
+        if waited > 2 * beat_s and not told:
             told = True
             log.warning(
                 "lease_silent", collection=seen.collection, holder=str(seen.holder), wait_s=seen.lease_s
@@ -266,13 +267,6 @@ def _lives(store: Store, seen: Record, stop: threading.Event) -> bool:
         if seen.holder is not None and seen.holder.gone():
             return False
     return False
-
-
-def _sleep(seconds: float, stop: threading.Event) -> None:
-    """Sleep, or return soon after `stop` is set; never waits for it: its setter, a signal, would find it locked."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not stop.is_set():
-        time.sleep(min(left, 0.2))
 
 
 def _swap(store: Store, before: Record | None, after: Record) -> bool:

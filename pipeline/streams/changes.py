@@ -1,4 +1,4 @@
-"""When to look at a watched source again."""
+"""When to look at a source again: after it has changed, or after a round that failed."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline import logs
+from pipeline.pause import pause
 from pipeline.sources import is_remote
 
 LOOK_EVERY_S = 30.0  # at the latest: some filesystems, such as those of other machines, tell of no changes
 _QUIET_MS = 50  # changes that follow each other so closely are one
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 2.0, 30.0
+
+log = logs.logger(__name__)
 
 
 def ticks(place: str, gather_s: float, stop: threading.Event) -> Iterator[bool]:
@@ -27,9 +32,8 @@ def ticks(place: str, gather_s: float, stop: threading.Event) -> Iterator[bool]:
     from watchfiles import watch
 
     milliseconds = max(_QUIET_MS, int(gather_s * 1000))
-    looked = (
-        time.monotonic() - LOOK_EVERY_S
-    )  # what changed before the folder was listened to is found by looking once more
+    # What changed before the folder was listened to is found by looking once more.
+    looked = time.monotonic() - LOOK_EVERY_S
     for changes in watch(
         place,
         watch_filter=None,
@@ -46,8 +50,19 @@ def ticks(place: str, gather_s: float, stop: threading.Event) -> Iterator[bool]:
         yield bool(changes) or late
 
 
-def pause(seconds: float, stop: threading.Event) -> None:
-    """Sleep, or return soon after `stop` is set; never waits for it: its setter, a signal, would find it locked."""
-    until = time.monotonic() + seconds
-    while (left := until - time.monotonic()) > 0 and not stop.is_set():
-        time.sleep(min(left, 0.1))
+class Backoff:
+    """Ever longer waits after rounds that fail one after another, half a minute at most; a stop ends each."""
+
+    def __init__(self, stop: threading.Event) -> None:
+        self._stop = stop
+        self._wait_s = _FIRST_WAIT_S
+
+    def failed(self, error: Exception) -> None:
+        """Say that a round failed, and wait."""
+        log.warning("round_failed", error=str(error), wait_s=self._wait_s)
+        pause(self._wait_s, self._stop)
+        self._wait_s = min(_LONGEST_WAIT_S, 2 * self._wait_s)
+
+    def over(self) -> None:
+        """A round went well: the next wait is a short one again."""
+        self._wait_s = _FIRST_WAIT_S

@@ -35,9 +35,9 @@ from pipeline.schemas import SplitAck
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, below, locate, open_source, reading
 from pipeline.stores import Suppressions
-from pipeline.streams.changes import pause, ticks
+from pipeline.streams.changes import Backoff, ticks
 from pipeline.streams.feed import CHANGE, VERSION, Feed, another_table
-from pipeline.streams.rounds import GATHERED_BYTES, LONGEST_PAUSE_S, Indexer, Sender, Spool
+from pipeline.streams.rounds import GATHERED_BYTES, Indexer, Sender, Spool
 from pipeline.streams.session import Session, session
 from pipeline.summary import Summary
 
@@ -117,7 +117,7 @@ class Follower:
         self._sender = Sender(feed.uri)
         self._file = held.folder / f"watch-{held.plan[:16]}.json"
         self._position: Position | None = None
-        self._failures = 0  # rounds in a row
+        self._backoff = Backoff(held.stop)
 
     def begin(self) -> None:
         """Go on from the saved position if its run was the last to write to the collection; else from the start."""
@@ -137,13 +137,10 @@ class Follower:
         except CollectionHeld:
             raise
         except (TransientError, SourceError) as error:
-            self._failures += 1
-            wait = min(LONGEST_PAUSE_S, 2.0**self._failures)
-            log.warning("round_failed", error=str(error), wait_s=wait)
-            pause(wait, self._held.stop)
+            self._backoff.failed(error)
             self.behind = True
         else:
-            self._failures = 0
+            self._backoff.over()
             self.behind = False
             if not self._held.stop.is_set():
                 self._held.tell(began)

@@ -17,20 +17,17 @@ from typing import Self
 
 import pyarrow as pa
 
-from pipeline import logs, metrics
+from pipeline import metrics
 from pipeline.config import Settings
 from pipeline.errors import SourceError, TransientError
 from pipeline.schemas import Counts, Rejected, SplitAck
 from pipeline.sources import open_source, spooled_name
-from pipeline.streams.changes import pause
+from pipeline.streams.changes import Backoff
 from pipeline.streams.session import Session
 from pipeline.sync import write_rejected
 
 GATHERED_BYTES = 32 << 20
 LISTED = 10_000  # rejected documents, the newest
-LONGEST_PAUSE_S = 30.0
-
-log = logs.logger(__name__)
 
 
 @dataclass(eq=False)
@@ -189,17 +186,14 @@ class Indexer:
 
     def _persist(self, folder: Path) -> dict[str, SplitAck] | None:
         """Trailers by file; None where the session is to stop before that."""
-        failures = 0
+        backoff = Backoff(self._held.stop)
         while True:
             try:
                 return self._run(folder)
             except TransientError as error:
                 if self._held.stop.is_set():
                     return None
-                failures += 1
-                wait = min(LONGEST_PAUSE_S, 2.0**failures)
-                log.warning("round_failed", error=str(error), wait_s=wait)
-                pause(wait, self._held.stop)
+                backoff.failed(error)
 
     def _run(self, folder: Path) -> dict[str, SplitAck]:
         source = open_source(str(folder), self._source, self._scratch / "keys")

@@ -24,7 +24,7 @@ from pipeline.schemas import Counts, Rejected, Split, Unreadable
 from pipeline.snapshot import allowed, scope
 from pipeline.sources import File, Opened, find, is_remote, named_rows, normal, open_parts
 from pipeline.stores import DocumentWriter, Key, read_heads, scan_points
-from pipeline.streams.changes import pause, ticks
+from pipeline.streams.changes import Backoff, ticks
 from pipeline.streams.delta import is_table, watch_table
 from pipeline.streams.flight import SCHEMES, watch_flight
 from pipeline.streams.manifest import Manifest, identity, modified
@@ -33,10 +33,7 @@ from pipeline.streams.stdin import watch_stream
 from pipeline.summary import Summary
 from pipeline.sync import write_rejected
 
-SETTLE_S = (
-    10.0  # a file that cannot be read may still be being written; unchanged for so long, it is reported
-)
-LONGEST_PAUSE_S = 30.0
+SETTLE_S = 10.0  # what cannot be read may still be being written; unchanged for so long, it is reported
 _PAGE = 500  # documents in one request
 _FILES = 64  # opened and planned at a time
 
@@ -91,7 +88,7 @@ class Watcher:
         self._wrong: UsageError | None = None  # what the columns of a file are not
         self._refused = ""
         self._began = time.time()
-        self._failures = 0  # rounds in a row
+        self._backoff = Backoff(held.stop)
         self._again = False  # the last round left something that may be done soon
 
     def begin(self) -> None:
@@ -126,12 +123,9 @@ class Watcher:
             raise
         except (TransientError, SourceError, UsageError) as error:  # a place that is gone may come back, too
             self._again = True
-            self._failures += 1
-            wait = min(LONGEST_PAUSE_S, 2.0**self._failures)
-            log.warning("round_failed", error=str(error), wait_s=wait)
-            pause(wait, self._held.stop)
+            self._backoff.failed(error)
         else:
-            self._failures = 0
+            self._backoff.over()
 
     def _list(self) -> dict[str, File]:
         """The files by URI; UsageError where the place is not there, SourceError where it cannot be listed."""
