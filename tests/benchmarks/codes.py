@@ -153,7 +153,9 @@ def compare(corpora: Corpora, corpus: str) -> dict[str, Any]:
 def learned_methods(corpora: Corpora, corpus: str) -> list[Method]:
     """Learned codes of several shapes, one of them also with the paper's scale; the paper's own method if wanted."""
     width = corpora.width
-    shapes = [(width // 2, 2), (width // 2, 4)] + ([(256, 4), (512, 2)] if width > 512 else [(width, 1)])
+    shapes = [(width // 2, 2), (width // 2, 4)] + (
+        [(256, 4), (512, 2)] if width > 512 else [(width, 1), (width, 2)]
+    )
     methods = []
     for dims, bits in shapes:
         made = _trained(corpora, corpus, _options(corpus, dims, bits), f"learned {dims}x{bits}")
@@ -177,6 +179,7 @@ def differences(measured: dict[str, list[Measured]], width: int) -> dict[str, An
     pairs = [
         (f"learned {half}x2", "Qdrant TurboQuant 1 bit"),
         (f"learned {half}x4", "Qdrant TurboQuant 2 bit"),
+        (f"learned {width}x2", "Qdrant TurboQuant 2 bit"),
         (f"learned {half}x2", f"learned {width}x1"),
         (f"learned {half}x2, coded queries", f"learned {width}x1, coded queries"),
         (f"learned {half}x2", f"itq {half}x2"),
