@@ -16,8 +16,7 @@ import pyarrow as pa
 import pyarrow.flight as flight
 import pytest
 import runs
-from hypothesis import given
-from hypothesis import strategies as st
+from cluster import free_port
 from waiting import wait_for
 
 from pipeline.config import StoreConfig
@@ -26,8 +25,7 @@ from pipeline.local import LocalExecutor
 from pipeline.schemas import Counts, SplitAck
 from pipeline.streams import watch
 from pipeline.streams.flight import Place, Put
-from pipeline.streams.rounds import Inbox, Sender
-from pipeline.streams.wire import fields, put_result
+from pipeline.streams.wire import put_result
 
 DEADLINE = 60
 ROWS = documents.rows(40)
@@ -36,12 +34,6 @@ SCHEMA = pa.Table.from_pylist(ROWS).schema
 
 def batch(rows):
     return pa.RecordBatch.from_pylist(rows, schema=SCHEMA)
-
-
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 @contextmanager
@@ -389,23 +381,6 @@ def test_killed_between_write_and_acknowledgement_then_drained(to, qdrant, encod
     points.assert_same(expected(rows, to, tmp_path), stored(to))
 
 
-def test_the_inbox_holds_no_more_than_its_limit():
-    inbox, stop = Inbox(limit=2500), threading.Event()
-    one = pa.record_batch({"x": pa.array(range(125), pa.int64())})  # 1000 bytes
-    taken = []
-    offering = threading.Thread(target=lambda: taken.extend(inbox.offer(Sender("a"), one) for _ in range(5)))
-    offering.start()
-    time.sleep(0.2)
-    assert len(taken) == 2
-    assert len(inbox.gather(DEADLINE, stop)) == 2  # full: not waited for
-    wait_for(lambda: len(taken) == 4)
-    inbox.close()
-    offering.join()
-    assert taken == [True, True, True, True, False]
-    assert len(inbox.gather(DEADLINE, stop)) == 2
-    assert inbox.gather(DEADLINE, stop) == []
-
-
 def test_acknowledgements_nobody_fetches_become_one():
     put = Put()
     for _ in range(3):
@@ -418,14 +393,3 @@ def test_acknowledgements_nobody_fetches_become_one():
     assert (told["batches"], told["counts"]["indexed"]) == (3, 5)
     with pytest.raises(HeadwaterError, match="wrong"):
         next(said)
-
-
-@given(st.binary(max_size=100_000))
-def test_results_are_protobuf(said):
-    assert [(number, bytes(value)) for number, value in fields(put_result(said))] == [(1, said)]
-
-
-@given(st.binary())
-def test_any_bytes_are_fields_or_refused(message):
-    with suppress(ValueError):
-        list(fields(message))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from qdrant_client import models
-from test_stores import ID, alias, points
+from stores import ID, alias, points
 
 from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import BrokenInvariant, CollectionMismatch, StoreError, StoreUnavailable, UsageError

@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from qdrant_client import models
-from test_stores import FILTERS, ID, points
+from stores import ID, points
+from test_stores_filters import FILTERS
 
 from pipeline.config import HnswConfig, QuantizationConfig, StoreConfig
 from pipeline.errors import StoreError, StoreFull, StoreHeld, UsageError

@@ -12,7 +12,7 @@ import numpy as np
 import points as stored
 import pytest
 from qdrant_client import QdrantClient, models
-from test_stores import ID, points
+from stores import ID, points
 
 from pipeline.config import StoreConfig
 from pipeline.errors import StoreError, StoreHeld, UsageError

@@ -11,7 +11,7 @@ import pytest
 import runs
 from hypothesis import given
 from hypothesis import strategies as st
-from test_stores import ID, vector
+from stores import ID, vector
 
 from pipeline.config import StoreConfig
 from pipeline.errors import CollectionMismatch, UsageError

@@ -15,8 +15,8 @@ import pytest
 from pydantic import SecretStr
 from qdrant_client import models
 from qdrant_server import Server, running
+from stores import ID, points
 from tenacity import RetryCallState
-from test_stores import ID, points
 
 from pipeline.config import StoreConfig
 from pipeline.errors import (
@@ -397,13 +397,4 @@ def test_an_error_in_one_batch_is_raised_when_the_others_are_through(server, sto
     with pytest.raises(StoreError, match="planted"):
         small.upsert("c", points(list(range(12))))
     assert small.count("c").count == 9
-    small.close()
-
-
-def test_a_server_that_asks_to_slow_down_gets_fewer_requests_at_once(server, store, protocol):
-    small = open_store(config(server, protocol, batch_points=3))
-    server.plant("status", status=429, retry_after="1", on="upsert", times=1)
-    small.upsert("c", points(list(range(12))))
-    assert small.count("c").count == 12
-    assert small._pace.limit < 4
     small.close()

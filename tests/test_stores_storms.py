@@ -13,7 +13,7 @@ import pytest
 import runs
 from qdrant_client import models
 from qdrant_server import Server, running
-from test_stores import points
+from stores import points
 from test_stores_server import QUICK, config, upserts
 
 from pipeline import metrics
@@ -169,3 +169,12 @@ def test_a_run_outlasts_an_outage_and_says_that_it_waits(
     assert 1 <= len(attempts.causes) <= 60
     assert set(attempts.causes) == {"StoreUnavailable"}
     assert any("trying again" in told and "again_in_s=" in told for told in caplog.messages)
+
+
+def test_a_server_that_asks_to_slow_down_gets_fewer_requests_at_once(server, store, protocol):
+    small = open_store(config(server, protocol, batch_points=3))
+    server.plant("status", status=429, retry_after="1", on="upsert", times=1)
+    small.upsert("c", points(list(range(12))))
+    assert small.count("c").count == 12
+    assert small._pace.limit < 4
+    small.close()

@@ -10,6 +10,7 @@ import points
 import psutil
 import pytest
 import runs
+from waiting import wait_for
 
 from pipeline.ingest import ingest
 from workers import store as module
@@ -37,12 +38,10 @@ def test_a_holder_in_mid_run_that_is_frozen_or_dead_is_replaced(
     summary = ingest(str(source), to, executor, threading.Event(), strike)
     assert (summary.exit_code, summary.counts.read) == (0, 60)
     assert struck
-    gone_by = time.monotonic() + 10
-    while psutil.pid_exists(struck[0]) and psutil.Process(struck[0]).status() != psutil.STATUS_ZOMBIE:
-        assert time.monotonic() < gone_by
-        time.sleep(0.1)
+    wait_for(lambda: gone(struck[0]))
     points.assert_same(points.contents_of(plain.store.url, "docs"), points.contents_of(to.store.url, "docs"))
-    assert ("store_silent" in caplog.text) == (blow == signal.SIGSTOP)
+    if blow == signal.SIGSTOP:  # one that died is silent, too, where Ray is slow to start another
+        assert "store_silent" in caplog.text
 
 
 def test_a_frozen_holder_does_not_keep_a_run_from_ending(local_ray, tiny_model, encoder_cache, tmp_path):
@@ -53,4 +52,8 @@ def test_a_frozen_holder_does_not_keep_a_run_from_ending(local_ray, tiny_model, 
     holder = executor.store_process()
     os.kill(holder, signal.SIGSTOP)
     executor.close()
-    assert psutil.Process(holder).status() == psutil.STATUS_ZOMBIE if psutil.pid_exists(holder) else True
+    assert gone(holder)
+
+
+def gone(pid):
+    return not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
