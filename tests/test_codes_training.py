@@ -65,6 +65,16 @@ def test_every_kind_trains_and_gives_the_same_codes_for_the_same_seed(options):
     assert [epoch for epoch, _ in seen] == list(range(1, len(report.recall)))
 
 
+def test_without_a_loss_for_float_queries_coded_ones_say_when_to_stop():
+    options = TrainingOptions(
+        dims=32, batch=128, epochs=4, hidden=64, contrastive=1.0, distil=0.0, learning_rate=3e-3
+    )
+    _, report = train_codes(clusters(600), options)
+    assert max(report.recall[1:]) > 0.3, (
+        "the projection of float queries was not trained: 10 of 540 by chance"
+    )
+
+
 def test_a_training_that_only_does_harm_gives_its_start():
     rows = clusters(400)
     wild = TrainingOptions(dims=32, bits=2, batch=128, epochs=3, patience=2, learning_rate=10.0)

@@ -62,8 +62,9 @@ class TrainingOptions:
 class TrainingReport:
     """What a training did.
 
-    recall: held-out recall@10 against the floats, after each epoch on 90 % of the vectors, first the start's;
-    best_epoch: how many epochs the codes had, on all vectors.
+    recall: held-out recall@10 against the floats, after each epoch on 90 % of the vectors, first the start's; of
+    coded queries where only the contrastive loss was trained on. best_epoch: how many
+    epochs the codes had, on all vectors.
     """
 
     vectors: int
@@ -95,10 +96,11 @@ def train_codes(
     everything = np.arange(len(unit))
     held, kept = _split(len(unit), options.seed)
     start = _start(vectors[kept], options)
-    recall = [recall_of(start, unit[held], unit[kept])]
+    coded = not options.distil  # then nothing teaches the projection of float queries
+    recall = [recall_of(start, unit[held], unit[kept], coded)]
     linked = _pairs(unit, kept, pairs, options)
     for epoch, trained in _epochs(start, unit, linked, options):
-        recall.append(recall_of(trained, unit[held], unit[kept]))
+        recall.append(recall_of(trained, unit[held], unit[kept], coded))
         watch(epoch, recall[-1])
         if epoch - int(np.argmax(recall)) >= options.patience:
             break
@@ -113,12 +115,20 @@ def train_codes(
     return replace(made, spec=spec), TrainingReport(len(unit), len(linked), tuple(recall), best, seconds)
 
 
-def recall_of(binarizer: Binarizer, queries: NDArray[np.float32], documents: NDArray[np.float32]) -> float:
-    """Recall@10 of float queries on coded documents, against the floats; both of length 1."""
+def recall_of(
+    binarizer: Binarizer, queries: NDArray[np.float32], documents: NDArray[np.float32], coded: bool = False
+) -> float:
+    """Recall@10 of float queries, or coded ones, on coded documents, against the floats; both of length 1."""
     codes = binarizer.encode(documents)
-    values = to_values(unpack(codes.packed, binarizer.spec.bits)).astype(np.float32) * codes.scale[:, None]
+    values = to_values(unpack(codes.packed, binarizer.spec.bits)).astype(np.float32)
+    if coded:
+        asked = to_values(unpack(binarizer.encode(queries).packed, binarizer.spec.bits)).astype(np.float32)
+        values /= np.linalg.norm(values, axis=1, keepdims=True)
+    else:
+        asked = binarizer.project(queries)
+        values *= codes.scale[:, None]
     k = min(_RECALL_AT, len(documents) - 1)
-    scored = binarizer.project(queries) @ values.T, queries @ documents.T
+    scored = asked @ values.T, queries @ documents.T
     found, right = (np.argpartition(-scores, k - 1, axis=1)[:, :k] for scores in scored)
     return float(np.mean([len(np.intersect1d(*rows)) / k for rows in zip(found, right, strict=True)]))
 
