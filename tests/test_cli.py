@@ -1,4 +1,4 @@
-"""The commands as users type them, each in a process of its own."""
+"""The commands as users type them, most in processes of their own."""
 
 import os
 import shlex
@@ -159,7 +159,7 @@ def test_doctor_says_what_is_there(source, base, where, encoder_cache):
 def test_a_users_mistake_gets_a_message_and_no_traceback(
     arguments, code, words, source, base, where, encoder_cache
 ):
-    done = runs.command("ingest", source, *base, "--collection", "docs", *arguments, cache=encoder_cache)
+    done = runs.inside("ingest", source, *base, "--collection", "docs", *arguments, cache=encoder_cache)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
@@ -189,7 +189,7 @@ def test_stderr_ends_no_run(ending, tmp_path, source, base, encoder_cache):
 
 
 def test_searching_what_is_not_there_says_so(folder, ingested, encoder_cache):
-    done = runs.command(
+    done = runs.inside(
         "search", "x", "--store", f"edge:{folder}/index", "--collection", "none", cache=encoder_cache
     )
     assert done.returncode == 1

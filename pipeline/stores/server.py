@@ -155,9 +155,8 @@ class ServerStore:
         for row, id in enumerate(points.ids):
             point = points.slice(row, row + 1)
             nbytes = json_bytes(point)
-            if (
-                self._over_grpc and nbytes > MAX_REQUEST_BYTES // 8
-            ):  # as messages, numbers take more than as digits
+            # As messages, numbers may take more than as digits.
+            if self._over_grpc and nbytes > MAX_REQUEST_BYTES // 8:
                 nbytes = grpc_request(collection_name, point, None).ByteSize()
             if nbytes > MAX_REQUEST_BYTES:
                 found.append(id)
