@@ -79,19 +79,16 @@ class Corpora:
 
 def main() -> None:
     arguments = _arguments()
-    results: dict[str, Any] = {}
     arguments.cache.mkdir(parents=True, exist_ok=True)
-    for name, folder in (encoder.split("=", 1) for encoder in arguments.encoder):
-        corpora = embed(name, folder, arguments)
-        for corpus in arguments.train:
-            results[f"{name}, {corpus} corpus"] = _remembered(corpora, corpus)
-    harness.write_result(
-        "codes",
-        {"sets": [folder.name for folder in arguments.sets], "more": MOST_MORE if arguments.more else 0},
-        {"max_tokens": MAX_TOKENS, "train": arguments.train, "paper": arguments.paper},
-        0,
-        results,
-    )
+    for model, folder in (encoder.split("=", 1) for encoder in arguments.encoder):
+        corpora = embed(model, folder, arguments)
+        harness.write_result(
+            f"codes.{model}",
+            {"sets": [path.name for path in arguments.sets], "more": MOST_MORE if arguments.more else 0},
+            {"max_tokens": MAX_TOKENS, "paper": arguments.paper},
+            0,
+            {f"{corpus} corpus": _remembered(corpora, corpus) for corpus in arguments.train},
+        )
 
 
 def _remembered(corpora: Corpora, corpus: str) -> dict[str, Any]:
