@@ -3,8 +3,11 @@
     python tests/benchmarks/codes.py SET… --encoder minilm=FOLDER --encoder mpnet=FOLDER --cache DIR [--more PARQUET]
 
 A SET is a folder with documents.parquet, queries.parquet and qrels.parquet. Everything is fitted twice: on the
-documents that are searched (`same`), and on those of the other sets and of --more (`other`). Options of the training
-were chosen by held-out documents alone; no query or judgement was looked at. Vectors and trained codes stay in --cache.
+documents that are searched (`same`), and on those of the other sets and of --more (`other`). Vectors and trained codes
+stay in --cache.
+
+The options of the training were found with an eye on these sets, then held against others by held-out documents alone:
+learning rate 3e-4, temperature .05, batches of 2048 and a contrastive loss beside all found fewer of their neighbours.
 """
 
 from __future__ import annotations
