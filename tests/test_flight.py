@@ -268,8 +268,8 @@ def test_who_may_put(to, tmp_path, monkeypatch):
     with endpoint(closed, host="0.0.0.0") as (uri, _, _):
         here = uri.replace("0.0.0.0", "127.0.0.1")
         for token in ("", "s3cret-of-the-endpoin"):
-            client = Client(here, token=token)
-            assert isinstance(client.failure(), flight.FlightUnauthenticatedError)
+            with pytest.raises(flight.FlightUnauthenticatedError):  # as early as the schema, or later
+                raise Client(here, token=token).failure()
         client = Client(here, token="s3cret-of-the-endpoint")
         client.send(batch(ROWS[:2]))
         client.told_of(1)
