@@ -7,9 +7,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pipeline.config import Settings
-from pipeline.errors import CollectionMismatch
 from pipeline.job import check_target
-from pipeline.stores import Purpose, collection, open_store, store_exists
+from pipeline.stores import Purpose, open_collection
 
 
 @dataclass(frozen=True)
@@ -32,18 +31,8 @@ def optimize(settings: Settings) -> Optimized:
     is no such collection.
     """
     check_target(settings)
-    alias = settings.store.collection
-    missing = CollectionMismatch(
-        f"no collection {alias!r} in {settings.store.url}",
-        "An ingested collection",
-        "Run headwater ingest first, or check --store and --collection",
-    )
-    if not store_exists(settings.store):
-        raise missing
-    with closing(open_store(settings.store, Purpose.OPTIMIZE)) as store:
-        physical = collection.resolve(store, alias)
-        if physical is None:
-            raise missing
+    store, physical = open_collection(settings.store, Purpose.OPTIMIZE)
+    with closing(store):
         before = store.get_collection(physical)
         store.optimize(physical)
         store.flush()

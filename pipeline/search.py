@@ -30,10 +30,9 @@ from pipeline.stores import (
     collection,
     nearest,
     nearest_by_codes,
-    open_store,
+    open_collection,
     parse_filter,
     profile_named,
-    store_exists,
 )
 from pipeline.versions import Contract
 
@@ -99,18 +98,8 @@ class Reader:
         Raises CollectionMismatch where the collection is missing or the encoder is another one.
         """
         alias = store_config.collection
-        missing = CollectionMismatch(
-            f"no collection {alias!r} in {store_config.url}",
-            "An ingested collection",
-            "Run headwater ingest first, or check --store and --collection",
-        )
-        if not store_exists(store_config):
-            raise missing
-        store = open_store(store_config, Purpose.SEARCH)
+        store, physical = open_collection(store_config, Purpose.SEARCH)
         try:
-            physical = collection.resolve(store, alias)
-            if physical is None:
-                raise missing
             contract = Contract.read(collection.read_metadata(store, physical), alias)
             how = encoder_config or EncoderConfig()
             encoder = _load(contract, how, alias)

@@ -23,7 +23,7 @@ from pipeline.errors import CollectionMismatch, UsageError
 from pipeline.lane.embedding import embed_chunks
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import open_source
-from pipeline.stores import Purpose, Store, collection, count_stored, open_store, scan_vectors, store_exists
+from pipeline.stores import Purpose, Store, collection, count_stored, open_collection, scan_vectors
 from pipeline.versions import Contract
 
 VECTOR_COLUMN = "vector"
@@ -53,12 +53,8 @@ def of_documents(uri: str, settings: Settings, observe: Observer) -> Sample:
 def of_collection(settings: Settings, observe: Observer) -> Sample:
     """The vectors that a collection holds; raises CollectionMismatch where it holds codes alone."""
     alias = settings.store.collection
-    if not store_exists(settings.store):
-        raise _missing(settings)
-    with closing(open_store(settings.store, Purpose.SEARCH)) as store:
-        physical = collection.resolve(store, alias)
-        if physical is None:
-            raise _missing(settings)
+    store, physical = open_collection(settings.store, Purpose.SEARCH)
+    with closing(store):
         contract = Contract.read(collection.read_metadata(store, physical), alias)
         if contract.codes and not contract.codes.keep_vectors:
             raise CollectionMismatch(
@@ -137,11 +133,3 @@ def _scroll(store: Store, physical: str, contract: Contract, observe: Observer) 
         if done % 1000 == 0:
             observe(Progress("reading vectors", done, total))
         yield vector
-
-
-def _missing(settings: Settings) -> CollectionMismatch:
-    return CollectionMismatch(
-        f"no collection {settings.store.collection!r} in {settings.store.url}",
-        "An ingested collection",
-        "Check --from and --store",
-    )

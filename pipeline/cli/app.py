@@ -252,10 +252,8 @@ def evaluate(
     documents: Annotated[
         str, typer.Option("--documents", help="Documents; --id and --text name the columns.")
     ],
-    queries: Annotated[Path, typer.Option("--queries", help="A Parquet file with columns id and text.")],
-    qrels: Annotated[
-        Path, typer.Option("--qrels", help="A Parquet file with query_id, document_id and relevance.")
-    ],
+    queries: options.Queries,
+    qrels: options.Qrels,
     id: options.Id = None,
     text: options.Text = None,
     encoder: options.Encoder = None,

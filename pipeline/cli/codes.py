@@ -78,10 +78,8 @@ def evaluate(
     documents: Annotated[
         str, typer.Option("--documents", help="Judged documents; --id and --text name the columns.")
     ],
-    queries: Annotated[Path, typer.Option("--queries", help="A Parquet file with columns id and text.")],
-    qrels: Annotated[
-        Path, typer.Option("--qrels", help="A Parquet file with query_id, document_id and relevance.")
-    ],
+    queries: options.Queries,
+    qrels: options.Qrels,
     codes: Annotated[
         list[Path] | None,
         typer.Option("--codes", help="A folder that `codes train` wrote; may be repeated.", metavar="DIR"),

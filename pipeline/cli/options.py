@@ -91,6 +91,10 @@ MaxLatency = Annotated[
         "--max-latency", help="How long changes are gathered at most: 2s, 500ms.", metavar="DURATION"
     ),
 ]
+Queries = Annotated[Path, typer.Option("--queries", help="A Parquet file with columns id and text.")]
+Qrels = Annotated[
+    Path, typer.Option("--qrels", help="A Parquet file with query_id, document_id and relevance.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 

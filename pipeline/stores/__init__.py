@@ -22,7 +22,7 @@ filters.py      conditions on metadata as a user types them
 profiles.py     where payloads keep text and metadata, by the client that reads them
 """
 
-from pipeline.stores.connect import folder_of, open_store, store_exists
+from pipeline.stores.connect import folder_of, open_collection, open_store, store_exists
 from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.folder_lock import Purpose, Seat
@@ -66,6 +66,7 @@ __all__ = [
     "holders",
     "nearest",
     "nearest_by_codes",
+    "open_collection",
     "open_store",
     "parse_filter",
     "profile_named",

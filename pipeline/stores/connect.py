@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
+from pipeline import logs
 from pipeline.config import StoreConfig
-from pipeline.errors import UsageError
+from pipeline.errors import CollectionMismatch, UsageError
+from pipeline.stores import collection
 from pipeline.stores.edge import EdgeStore
 from pipeline.stores.edge_folder import CATALOGUE as EDGE_CATALOGUE
 from pipeline.stores.folder_lock import Claim, Purpose, Seat
@@ -44,6 +46,30 @@ def open_store(config: StoreConfig, purpose: Purpose | None = None, seat: Seat |
         case "http" | "https" | "grpc" | "grpcs":
             return ServerStore.open(_split(config.url), config)
     raise _bad(config.url, "is no store we know")
+
+
+def open_collection(config: StoreConfig, purpose: Purpose) -> tuple[Store, str]:
+    """Open the store, and find the physical collection behind the alias, which must be there.
+
+    Makes no store where there is none. Raises CollectionMismatch, with the store closed again, where there is no such
+    collection; else what `open_store` raises.
+    """
+    missing = CollectionMismatch(
+        f"no collection {config.collection!r} in {logs.redacted(config.url)}",
+        "An ingested collection",
+        "Run headwater ingest first, or check --store and --collection",
+    )
+    if not store_exists(config):
+        raise missing
+    store = open_store(config, purpose)
+    try:
+        physical = collection.resolve(store, config.collection)
+        if physical is None:
+            raise missing
+    except BaseException:
+        store.close()
+        raise
+    return store, physical
 
 
 def folder_of(url: str) -> Path | None:
