@@ -1,19 +1,22 @@
 """The serving contract: what a collection's metadata says about the vectors in it.
 
-Written once when the collection is made; checked before the first write and before every query, so that a
-collection never mixes spaces.
+Checked before the first write and before every query, so that a collection never mixes spaces. Vectors of other
+versions may lie in it where a bridge has brought them into its space; the contract names both.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pipeline.codes import LAYOUT, CodesSpec
+from pipeline.config import DEFAULT_ENCODER, EncoderConfig
 from pipeline.errors import CollectionMismatch
 
 KEY = "headwater"
+
+_OPTIONAL = frozenset({"codes", "compatible", "also_cut_by"})
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,10 @@ class Contract:
     `model`, `precision`, `max_tokens` and the prompts are what a reader needs to load the same encoder again;
     `encoder_version` is what it must then find. `dims` is the width of the vectors called `vector_name`;
     `profile` says where payloads keep text and metadata. `codes`: what vectors are stored as, or None.
+
+    `compatible`: the other versions whose points may be here, each with the fingerprint of the bridge that mapped its
+    vectors into this space. `also_cut_by`: the other chunkers whose chunks may be here, taken over as they stood when
+    the encoder, and with it the tokenizer that chunks are counted by, was changed.
     """
 
     encoder_version: str
@@ -61,25 +68,55 @@ class Contract:
     distance: str
     profile: str
     codes: CodesContract | None = None
+    compatible: Mapping[str, str] = field(default_factory=dict)
+    also_cut_by: tuple[str, ...] = ()
+
+    @property
+    def encoder_versions(self) -> frozenset[str]:
+        """The versions whose points may be here."""
+        return frozenset({self.encoder_version, *self.compatible})
+
+    @property
+    def chunker_versions(self) -> frozenset[str]:
+        """The chunkers whose chunks may be here."""
+        return frozenset({self.chunker_version, *self.also_cut_by})
+
+    def encoder_config(self, how: EncoderConfig) -> EncoderConfig:
+        """The settings of this encoder without codes, run as `how` says, and where that names a model, from there."""
+        return how.model_copy(
+            update={
+                "model": self.model if how.model == DEFAULT_ENCODER else how.model,
+                "precision": self.precision,
+                "max_tokens": self.max_tokens,
+                "document_prompt": self.document_prompt,
+                "query_prompt": self.query_prompt,
+                "codes": "",
+            }
+        )
 
     def metadata(self) -> dict[str, Any]:
-        """The contract in the form the collection's metadata keeps."""
-        return {KEY: {name: value for name, value in asdict(self).items() if value is not None}}
+        """The contract in the form the collection's metadata keeps: what is optional, only where there is some."""
+        said = {**vars(self), "codes": asdict(self.codes) if self.codes else None}
+        said |= {"compatible": dict(self.compatible), "also_cut_by": list(self.also_cut_by)}
+        return {KEY: {name: value for name, value in said.items() if value or name not in _OPTIONAL}}
 
     @classmethod
     def read(cls, metadata: Mapping[str, Any] | None, collection: str) -> Contract:
         """Read a collection's contract; raise CollectionMismatch where it has none or one of another layout."""
         found = (metadata or {}).get(KEY)
-        names = {field.name for field in fields(cls)} - {"codes"}
+        names = {field.name for field in fields(cls)} - _OPTIONAL
         if not isinstance(found, Mapping) or not names <= set(found):
             raise CollectionMismatch(
                 f"collection {collection!r} carries no contract of ours",
                 "A collection that Headwater made says which encoder its vectors come from",
                 "Choose another --collection name; this one was made by something else",
             )
+        said: dict[str, Any] = {name: found[name] for name in names}
+        said["compatible"] = dict(found.get("compatible", {}))
+        said["also_cut_by"] = tuple(found.get("also_cut_by", ()))
         codes = found.get("codes")
         if codes is None:
-            return cls(**{name: found[name] for name in names})
+            return cls(**said)
         wanted = {field.name for field in fields(CodesContract)}
         if not isinstance(codes, Mapping) or set(codes) != wanted or codes["layout"] != LAYOUT:
             raise CollectionMismatch(
@@ -87,10 +124,8 @@ class Contract:
                 f"The layout {LAYOUT!r}",
                 "Use the version of headwater that made the collection",
             )
-        return cls(
-            **{name: found[name] for name in names},
-            codes=CodesContract(**{**codes, "bits": int(codes["bits"]), "dims": int(codes["dims"])}),
-        )
+        said["codes"] = CodesContract(**{**codes, "bits": int(codes["bits"]), "dims": int(codes["dims"])})
+        return cls(**said)
 
     def check_codes(self, codes: CodesContract | None, collection: str) -> None:
         """Raise CollectionMismatch unless vectors would be stored as those in the collection are."""
@@ -109,7 +144,9 @@ class Contract:
                 f"encoder {model!r} has version {version}, "
                 f"but collection {collection!r} holds vectors of {self.model!r}, version {self.encoder_version}",
                 "Vectors of two encoders cannot be compared, whatever their dimension",
-                "Use the encoder the collection was made with, or ingest into another --collection",
+                f"Use the encoder the collection was made with. Or go over to this one: headwater reindex --to {model} "
+                "--bridge DIR keeps the collection and maps its vectors at once (headwater versions bridge makes DIR), "
+                f"headwater reindex --to {model} embeds its chunks anew beside it, and another --collection starts anew",
             )
 
     def check_chunker(self, version: str, collection: str) -> None:
