@@ -146,7 +146,7 @@ class Contract:
                 "Vectors of two encoders cannot be compared, whatever their dimension",
                 f"Use the encoder the collection was made with. Or go over to this one: headwater reindex --to {model} "
                 "--bridge DIR keeps the collection and maps its vectors at once (headwater versions bridge makes DIR), "
-                f"headwater reindex --to {model} embeds its chunks anew beside it, and another --collection starts anew",
+                f"headwater reindex --to {model} embeds its chunks anew beside it; another --collection starts afresh",
             )
 
     def check_chunker(self, version: str, collection: str) -> None:
