@@ -128,7 +128,7 @@ class StoreConfig(Section):
     profile: Literal["plain", "langchain", "llamaindex", "haystack"] = "plain"
     vector_name: str = ""
     keep_vectors: bool = True  # beside codes
-    oversampling: float = Field(default=4.0, ge=1, le=100)
+    oversampling: float = Field(default=8.0, ge=1, le=100)
     code_queries: bool = False
     sparse_vector: str = ""  # declare a slot for a sparse vector of this name
     distance: Literal["cosine", "dot", "euclid"] = "cosine"

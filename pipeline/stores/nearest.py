@@ -18,6 +18,9 @@ from pipeline.stores.store import Store, payload_keys
 # Keeps an answer of 100 hits a query with full payloads within a few megabytes.
 _QUERIES_PER_REQUEST = 32
 
+_LEAST_EF = 128
+"""How many of a graph's points a search in codes keeps at least while it walks; Qdrant's own default is 100."""
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -36,15 +39,22 @@ def nearest(
     where: models.Filter | None = None,
     vector_name: str = "",
     with_payload: bool | Sequence[str] = True,
+    exact: bool = False,
 ) -> list[list[Hit]]:
     """For each row of `vectors` (float32[n, dim]) the `limit` nearest points that match, best first.
 
-    `with_payload` may name the keys of the payload that are wanted.
+    `with_payload` may name the keys of the payload that are wanted; `exact`: without a graph, all vectors compared.
     """
     payload = payload_keys(with_payload)
+    params = models.SearchParams(exact=True) if exact else None
     requests = (
         models.QueryRequest(
-            query=row.tolist(), using=vector_name or None, filter=where, limit=limit, with_payload=payload
+            query=row.tolist(),
+            using=vector_name or None,
+            filter=where,
+            params=params,
+            limit=limit,
+            with_payload=payload,
         )
         for row in vectors
     )
@@ -55,8 +65,9 @@ def nearest(
 class CodedQueries:
     """Queries for codes: `rows` float32[n, bits · dims] from `query_rows`, and `full` float32[n, dims] or None.
 
-    `oversampling` candidates a wanted point are ranked again: by the codes with their scale, and where vectors called
-    `full_name` are kept by those.
+    `oversampling` candidates a wanted point, found by the bits in memory, are ranked again, once: by the vectors called
+    `full_name`, or by the codes with their scale where `full` is None. Ranking by codes before vectors was measured:
+    it finds no more, and reads more from the disk (tests/benchmarks/codes_search.py).
     """
 
     rows: NDArray[np.float32]
@@ -65,11 +76,17 @@ class CodedQueries:
     oversampling: float
 
     def requests(
-        self, limit: int, where: models.Filter | None, with_payload: bool | list[str]
+        self, limit: int, where: models.Filter | None, with_payload: bool | list[str], exact: bool
     ) -> Iterator[models.QueryRequest]:
         """One request a query."""
-        again = models.SearchParams(
-            quantization=models.QuantizationSearchParams(rescore=True, oversampling=self.oversampling)
+        wanted = math.ceil(self.oversampling * limit)
+        # Walking the graph takes memory alone; what is read from the disk are the candidates.
+        params = models.SearchParams(
+            exact=exact,
+            hnsw_ef=max(_LEAST_EF, 2 * wanted),
+            quantization=models.QuantizationSearchParams(
+                rescore=self.full is None, oversampling=self.oversampling if self.full is None else None
+            ),
         )
         if self.full is None:
             for row in self.rows:
@@ -77,18 +94,14 @@ class CodedQueries:
                     query=row.tolist(),
                     using=CODES,
                     filter=where,
-                    params=again,
+                    params=params,
                     limit=limit,
                     with_payload=with_payload,
                 )
             return
         for row, full in zip(self.rows, self.full, strict=True):
             candidates = models.Prefetch(
-                query=row.tolist(),
-                using=CODES,
-                filter=where,
-                params=again,
-                limit=math.ceil(self.oversampling * limit),
+                query=row.tolist(), using=CODES, filter=where, params=params, limit=wanted
             )
             yield models.QueryRequest(
                 prefetch=candidates,
@@ -106,9 +119,10 @@ def nearest_by_codes(
     limit: int,
     where: models.Filter | None = None,
     with_payload: bool | Sequence[str] = True,
+    exact: bool = False,
 ) -> list[list[Hit]]:
     """For each query the `limit` nearest points by their codes, best first, as `nearest` gives them."""
-    requests = queries.requests(limit, where, payload_keys(with_payload))
+    requests = queries.requests(limit, where, payload_keys(with_payload), exact)
     return _ask(store, collection_name, requests)
 
 
