@@ -95,6 +95,8 @@ class EncoderConfig(Section):
     max_tokens: int = Field(default=0, ge=0)  # 0: what the model's own configuration says
     document_prompt: str | None = None  # None: what the model's own configuration says
     query_prompt: str | None = None
+    dims: int = Field(default=0, ge=0)  # 0: all of a vector
+    layers: int = Field(default=0, ge=0)  # 0: all of the model
     codes: str = ""  # a folder that `headwater codes train` wrote; "": float vectors are stored
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0)  # 0: one per core

@@ -17,8 +17,8 @@ from transformers import AutoModel
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import describe, load_encoder, prepare
-from pipeline.encoders.prepare import GRAPH, read_manifest
-from pipeline.errors import EncoderError
+from pipeline.encoders.exported import GRAPH, read_manifest
+from pipeline.errors import EncoderError, UsageError
 
 TEXTS = [
     "a",
@@ -173,3 +173,31 @@ def test_the_real_default_model_reproduces_sentence_transformers(encoder_cache):
     parity = read_manifest(prepare(describe(config), config))["parity"]
     assert set(parity) == {"exported", "optimised"}
     assert all(figures["difference"] < 1e-5 for figures in parity.values())
+
+
+@pytest.mark.parametrize("architecture", ["MPNet", "ModernBert"])
+def test_the_first_layers_alone(tmp_path, encoder_cache, architecture):
+    folder = tiny(tmp_path / "model", architecture, "mean")
+    config = EncoderConfig(model=str(folder), cache=str(encoder_cache), layers=1)
+    encoder = load_encoder(config)
+    ids = [encoder.tokenizer.encode(text) for text in TEXTS]
+    model = AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        states = [
+            model(torch.tensor(i[None].astype(int)), output_hidden_states=True).hidden_states[1][0]
+            for i in ids
+        ]
+    expected = torch.nn.functional.normalize(torch.stack([state.mean(dim=0) for state in states]))
+
+    np.testing.assert_allclose(encoder.encode(ids), expected, atol=1e-5)
+    assert (prepare(encoder.spec, config) / GRAPH).stat().st_size < (
+        prepare_whole(config) / GRAPH
+    ).stat().st_size
+    with pytest.raises(UsageError, match=r"layers = 3.*has 2"):
+        describe(config.model_copy(update={"layers": 3}))
+    assert describe(config.model_copy(update={"layers": 2})).layers == 0
+
+
+def prepare_whole(config):
+    whole = config.model_copy(update={"layers": 0})
+    return prepare(describe(whole), whole)

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import describe, load_encoder, prepare
-from pipeline.encoders.prepare import GRAPH, MANIFEST, TOKENIZER, read_manifest
+from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, read_manifest
 from pipeline.errors import EncoderError, ParityError
 
 

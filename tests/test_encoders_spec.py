@@ -12,7 +12,7 @@ from encoder_models import modules, settings_folder
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import describe
-from pipeline.encoders.spec import tokenizer_definition
+from pipeline.encoders.describe import tokenizer_definition
 from pipeline.errors import UsageError
 
 

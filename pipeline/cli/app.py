@@ -17,10 +17,12 @@ from pipeline import plan as plans
 from pipeline import streams
 from pipeline.cli import options
 from pipeline.cli.codes import codes_app
+from pipeline.cli.encoders import encoders_app
 from pipeline.cli.forgetting import forget
 from pipeline.cli.report import (
     out,
     print_json,
+    print_result,
     print_runs,
     print_table,
     progress,
@@ -44,6 +46,7 @@ app = typer.Typer(
 evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(codes_app, name="codes")
+app.add_typer(encoders_app, name="encoders")
 app.command()(forget)
 
 
@@ -65,10 +68,7 @@ def plan(
     settings = options.settings(config, set, _flags(id, text, template, encoder, store, collection, codes))
     with progress() as observe:
         found = plans.plan(source, settings, observe)
-    if json_out:
-        print_json(found.as_dict())
-    else:
-        print_table(f"plan for {source}", found.as_dict())
+    print_result(found.as_dict(), json_out, lambda: print_table(f"plan for {source}", found.as_dict()))
 
 
 @app.command()
@@ -170,12 +170,13 @@ def audit(
         else:
             found = left = audits.audit(source, settings, observe)
     values = found.as_dict() | ({"left": left.as_dict()} if repair else {})
-    if json_out:
-        print_json(values)
-    else:
+
+    def show() -> None:
         print_table(f"{source} against {settings.store.collection}", found.as_dict())
         if repair and not found.clean:
             print_table("after the repair", left.as_dict())
+
+    print_result(values, json_out, show)
     if stop.is_set():
         raise typer.Exit(130)
     if left.exit_code:
@@ -194,10 +195,7 @@ def status(
     """Show the runs of this machine, going on and past, the latest first."""
     settings = options.settings(config, set, _flags(None, None, None, None, store, collection))
     found = [run for run in history(settings) if run_id in (None, run.header.run)]
-    if json_out:
-        print_json([run.as_dict() for run in found])
-    else:
-        print_runs(found)
+    print_result([run.as_dict() for run in found], json_out, lambda: print_runs(found))
 
 
 @app.command()
@@ -241,10 +239,8 @@ def search(
             _search_many(reader, queries, limit, where or [], by == "document")
             return
         results = reader.search(query or "", limit, where or [], by == "document")
-    if json_out:
-        print_json({"query": query, "results": [result.as_dict() for result in results]})
-    else:
-        _show(results)
+    values = {"query": query, "results": [result.as_dict() for result in results]}
+    print_result(values, json_out, lambda: _show(results))
 
 
 @evaluate_app.command("retrieval")
@@ -265,10 +261,7 @@ def evaluate(
     settings = options.settings(config, set, _flags(id, text, None, encoder, None, None))
     with progress() as observe:
         measured = evaluate_retrieval(documents, queries, qrels, settings, observe)
-    if json_out:
-        print_json(measured)
-    else:
-        print_table(f"retrieval on {documents}", measured)
+    print_result(measured, json_out, lambda: print_table(f"retrieval on {documents}", measured))
 
 
 @app.command()
@@ -289,12 +282,7 @@ def doctor(
     """Check configuration, encoder, providers, store and dimensions, and say what to do."""
     settings = options.settings(config, set, _flags(id, text, None, encoder, store, collection, codes))
     found = list(checks.examine(settings, source))
-    if json_out:
-        print_json([vars(check) for check in found])
-    else:
-        for check in found:
-            mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
-            out.print(f"{mark}  {check.name:<12} {escape(check.message)}")
+    print_result([vars(check) for check in found], json_out, lambda: _show_checks(found))
     if not all(check.ok for check in found):
         raise typer.Exit(1)
 
@@ -310,10 +298,8 @@ def optimize(
     """Build the graph and the codes in memory of an edge store's collection; a server does so by itself."""
     settings = options.settings(config, set, _flags(None, None, None, None, store, collection))
     built = optimizing.optimize(settings)
-    if json_out:
-        print_json(built.as_dict())
-    else:
-        print_table(f"optimized {settings.store.collection}", built.as_dict())
+    title = f"optimized {settings.store.collection}"
+    print_result(built.as_dict(), json_out, lambda: print_table(title, built.as_dict()))
 
 
 def _flags(
@@ -334,6 +320,12 @@ def _flags(
         "store.url": store,
         "store.collection": collection,
     }
+
+
+def _show_checks(found: list[checks.Check]) -> None:
+    for check in found:
+        mark = "[green]ok[/]" if check.ok else "[bold red]no[/]"
+        out.print(f"{mark}  {check.name:<12} {escape(check.message)}")
 
 
 def _search_many(reader: Reader, queries: Path, limit: int, where: list[str], by_document: bool) -> None:

@@ -33,7 +33,9 @@ Template = Annotated[
 ]
 Encoder = Annotated[
     str | None,
-    typer.Option("--encoder", help="A model folder, a hub id, or package:NAME.", metavar="FOLDER_OR_ID"),
+    typer.Option(
+        "--encoder", help="A model folder, an exported one, a hub id, or package:NAME.", metavar="FOLDER_OR_ID"
+    ),
 ]
 Codes = Annotated[
     str | None,

@@ -3,12 +3,17 @@
 locate      where a model's files are: a folder, a hub id, `package:NAME`
 folder      what is in them, read without running anything; what is refused
 spec        EncoderSpec: everything that changes a vector, and its version
+describe    settings → EncoderSpec
+exported    an exported encoder's folder and its manifest; hashes: what versions are made of
+elastic     the first dimensions of vectors, the first layers of a model
+positions   what a model knows of a token's place
 export      transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
 head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
 coded       codes: a binarizer behind the graph
-prepare     the cache of exported graphs, built once, behind the gate
+prepare     graphs exported into the cache or a folder of their own, built once, behind the gate
+checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
 session     Encoder: the graph, run by onnxruntime
 
@@ -17,15 +22,19 @@ torch, transformers and onnx are loaded by an export only; onnxruntime when an e
 
 from __future__ import annotations
 
-from pipeline.encoders.prepare import prepare
+from pipeline.encoders.checking import check
+from pipeline.encoders.describe import codes_folder, describe
+from pipeline.encoders.prepare import export, prepare
 from pipeline.encoders.session import Encoder, load_encoder, load_plain_encoder, prepare_encoder
-from pipeline.encoders.spec import EncoderSpec, codes_folder, describe
+from pipeline.encoders.spec import EncoderSpec
 
 __all__ = [
     "Encoder",
     "EncoderSpec",
+    "check",
     "codes_folder",
     "describe",
+    "export",
     "load_encoder",
     "load_plain_encoder",
     "prepare",

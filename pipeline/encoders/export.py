@@ -13,6 +13,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pipeline.encoders.elastic import keep_layers, slice_vectors
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs
@@ -27,15 +28,31 @@ _STATES = "token_embeddings"
 
 
 def from_torch(
-    folder: ModelFolder, inputs: Inputs
+    folder: ModelFolder, inputs: Inputs, layers: int = 0
 ) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
     """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself.
 
-    The vectors come from sentence-transformers, its own pooling included.
+    `layers`: how many of them run, 0 for all.
     """
     model = _load(folder)
-    reference = [_run(model, ids, mask) for ids, mask in inputs]
+    reference = _vectors(model, folder, inputs, layers)
+    if layers:
+        keep_layers(model[0].auto_model, layers)
     return _export_body(model[0].auto_model, folder), _STATES, reference
+
+
+def by_torch(folder: ModelFolder, inputs: Inputs, layers: int = 0) -> list[NDArray[np.floating]]:
+    """The vectors of these inputs by the model itself: sentence-transformers, its own pooling included."""
+    return _vectors(_load(folder), folder, inputs, layers)
+
+
+def _vectors(
+    model: Any,  # noqa: ANN401 - a SentenceTransformer; its types are not followed
+    folder: ModelFolder,
+    inputs: Inputs,
+    layers: int,
+) -> list[NDArray[np.floating]]:
+    return [slice_vectors(_run(model, ids, mask, layers), folder.head) for ids, mask in inputs]
 
 
 def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
@@ -60,13 +77,25 @@ def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; 
             ) from error
 
 
-def _run(model: Any, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:  # noqa: ANN401
+def _run(
+    model: Any,  # noqa: ANN401
+    ids: NDArray[np.int64],
+    mask: NDArray[np.int64],
+    layers: int,
+) -> NDArray[np.float32]:
     """float32[n, dims] out of the whole sentence-transformers model, its own pooling included."""
     import torch
 
     features = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     with torch.inference_mode():
-        vectors: NDArray[np.float32] = model(features)["sentence_embedding"].float().numpy()
+        if layers:
+            states = model[0].auto_model(**features, output_hidden_states=True).hidden_states[layers]
+            features["token_embeddings"] = states
+            for module in list(model)[1:]:
+                features = module(features)
+        else:
+            features = model(features)
+    vectors: NDArray[np.float32] = features["sentence_embedding"].float().numpy()
     return vectors
 
 

@@ -51,11 +51,21 @@ class Dense:
 
 
 @dataclass(frozen=True)
+class Slice:
+    """The first dimensions of a vector."""
+
+    dims: int
+
+
+Layer = Dense | Slice | Literal["normalize"]
+
+
+@dataclass(frozen=True)
 class Head:
-    """What happens to token states: pooling modes (concatenated), then dense layers and normalisation in order."""
+    """What happens to token states: pooling modes (concatenated), then layers in order."""
 
     pooling: tuple[str, ...]
-    layers: tuple[Dense | Literal["normalize"], ...]
+    layers: tuple[Layer, ...]
 
 
 @dataclass(frozen=True)
@@ -83,6 +93,11 @@ class ModelFolder:
         """The token that fills rows up; models that count positions by it (RoBERTa) need their own."""
         pad = self.config.get("pad_token_id")
         return int(pad) if isinstance(pad, int) and pad >= 0 else 0
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens the model knows; 0 where its configuration does not say."""
+        return int((self.config.get("text_config") or self.config).get("vocab_size", 0))
 
 
 def read_folder(root: Path) -> ModelFolder:
@@ -163,7 +178,7 @@ def _read_head(root: Path, modules: list[tuple[str, str]]) -> Head:
     """Pooling first, then dense layers and normalisation; anything else is refused by name."""
     if not modules:
         return Head(("mean",), ())
-    layers: list[Dense | Literal["normalize"]] = []
+    layers: list[Layer] = []
     pooling: tuple[str, ...] = ()
     for number, (kind, path) in enumerate(modules):
         if kind == "Pooling" and number == 0:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file
 
-from pipeline.encoders.folder import Dense, Head, ModelFolder
+from pipeline.encoders.folder import Dense, Head, ModelFolder, Slice
 from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs
 from pipeline.encoders.runtime import open_session
@@ -25,24 +27,44 @@ def from_graph(
 
     Token type ids become zeros inside the graph. Raises EncoderError for a graph with other inputs or outputs.
     """
+    model, bare = _load(folder)
+    states = _find_states(folder, model)
+    reference = _vectors(folder, bare, states, inputs)
+    if any(value.name == _TYPES for value in model.graph.input):
+        _zero_token_types(model)
+    return model, states, reference
+
+
+def by_graph(folder: ModelFolder, inputs: Inputs) -> list[NDArray[np.floating]]:
+    """The vectors of these inputs by the folder's own graph, and numpy after it."""
+    model, bare = _load(folder)
+    return _vectors(folder, bare, _find_states(folder, model), inputs)
+
+
+def _load(folder: ModelFolder) -> tuple[onnx.ModelProto, Any]:
     try:
         model = onnx.load(str(folder.weights[0]))
-        bare = open_session(folder.weights[0], "cpu", optimise=False)
+        return model, open_session(folder.weights[0], "cpu", optimise=False)
     except Exception as error:
         raise EncoderError(
             f"{folder.weights[0]} cannot be loaded: {error}",
             "An ONNX graph and its data",
             "Fetch the model again",
         ) from error
-    states = _find_states(folder, model)
-    reference = []
+
+
+def _vectors(
+    folder: ModelFolder,
+    bare: Any,  # noqa: ANN401 - an onnxruntime.InferenceSession
+    states: str,
+    inputs: Inputs,
+) -> list[NDArray[np.floating]]:
+    vectors: list[NDArray[np.floating]] = []
     for ids, mask in inputs:
         feeds = {"input_ids": ids, "attention_mask": mask, _TYPES: np.zeros_like(ids)}
         taken = {value.name: feeds[value.name] for value in bare.get_inputs()}
-        reference.append(apply_head(folder.head, bare.run([states], taken)[0], mask))
-    if any(value.name == _TYPES for value in model.graph.input):
-        _zero_token_types(model)
-    return model, states, reference
+        vectors.append(apply_head(folder.head, bare.run([states], taken)[0], mask))
+    return vectors
 
 
 def apply_head(head: Head, states: NDArray[np.floating], mask: NDArray[np.int64]) -> NDArray[np.floating]:
@@ -52,6 +74,8 @@ def apply_head(head: Head, states: NDArray[np.floating], mask: NDArray[np.int64]
     for layer in head.layers:
         if isinstance(layer, Dense):
             vectors = _dense(layer, vectors)
+        elif isinstance(layer, Slice):
+            vectors = vectors[:, : layer.dims]
         else:
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return vectors

@@ -15,7 +15,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.encoders.folder import Dense, Head
+from pipeline.encoders.folder import Dense, Head, Layer, Slice
 
 INPUTS = ("input_ids", "attention_mask")
 # An output named like a value inside the graph fails to load; no exporter makes this name.
@@ -76,7 +76,7 @@ def append_head(model: onnx.ModelProto, states: str, head: Head) -> None:
     pooled = [_pool(writer, mode, states, mask) for mode in head.pooling]
     value = pooled[0] if len(pooled) == 1 else writer.node("Concat", *pooled, axis=-1)
     for layer in head.layers:
-        value = _dense(writer, value, layer) if isinstance(layer, Dense) else _normalize(writer, value)
+        value = _apply(writer, value, layer)
     writer.node("Identity", value, output=OUTPUT)
     model.graph.node.extend(writer.nodes)
     model.graph.initializer.extend(writer.constants)
@@ -85,9 +85,19 @@ def append_head(model: onnx.ModelProto, states: str, head: Head) -> None:
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dims]))
 
 
+def _apply(writer: _Writer, value: str, layer: Layer) -> str:
+    if isinstance(layer, Dense):
+        return _dense(writer, value, layer)
+    if isinstance(layer, Slice):
+        ends = [writer.constant(np.array([number], dtype=np.int64)) for number in (0, layer.dims, 1)]
+        return writer.node("Slice", value, *ends)
+    return _normalize(writer, value)
+
+
 def _dims_of(head: Head) -> int | str:
     """The length of a vector where the head alone says it, else a name for it."""
     sizes = [layer.out_features for layer in head.layers if isinstance(layer, Dense)]
+    sizes += [layer.dims for layer in head.layers if isinstance(layer, Slice)]  # the last where there is one
     return sizes[-1] if sizes else "dims"
 
 

@@ -18,27 +18,26 @@ from numpy.typing import NDArray
 
 from pipeline.codes import load_codes
 from pipeline.config import EncoderConfig
+from pipeline.encoders.describe import cache_folder, codes_folder, describe, tokenizer_definition
+from pipeline.encoders.elastic import sliced
+from pipeline.encoders.exported import (
+    GRAPH,
+    LAYOUT,
+    MANIFEST,
+    TOKENIZER,
+    is_exported,
+    is_whole,
+    read_manifest,
+)
 from pipeline.encoders.folder import ModelFolder, read_folder
+from pipeline.encoders.hashes import write_whole
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
-from pipeline.encoders.spec import (
-    EncoderSpec,
-    cache_folder,
-    codes_folder,
-    describe,
-    tokenizer_definition,
-    write_whole,
-)
-from pipeline.errors import EncoderError
+from pipeline.encoders.spec import EncoderSpec
+from pipeline.errors import EncoderError, UsageError
 from pipeline.tokens import Tokenizer, load_tokenizer
 
-GRAPH = "model.onnx"
-TOKENIZER = "tokenizer.json"
-MANIFEST = "manifest.json"
-# Raised when the way a graph is made changes: entries made another way are made again. Not part of a version, as
-# the gate holds vectors to the model's own.
-_LAYOUT = 1
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxscript", "numpy")
 _SAMPLES = (
     "Where does the water go?",
@@ -53,19 +52,22 @@ _SAMPLES = (
 
 
 def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
-    """Return the folder with the encoder's graph and tokenizer; export it the first time.
+    """Return the folder with the encoder's graph and tokenizer; export it into the cache the first time.
 
     Crash-safe: an entry appears whole, by a rename, and only once it has passed the gate; two builders on one
-    machine build once. A damaged entry is built again. Raises EncoderError, ParityError with the gate's figures.
+    machine build once. A damaged entry is built again. An encoder that was exported lies ready where it is. Raises
+    EncoderError, ParityError with the gate's figures.
     """
+    if spec.codes is None and is_exported(Path(spec.source)):
+        return Path(spec.source)
     cache = cache_folder(config)
     entry = cache / spec.version
-    if _is_whole(entry):
+    if is_whole(entry):
         return entry
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _lock(cache / f".{spec.version}.lock"):
-            if not _is_whole(entry):
+            if not is_whole(entry):
                 _build(spec, config, entry)
     except OSError as error:
         raise EncoderError(
@@ -76,43 +78,53 @@ def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
     return entry
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a cache entry; {} where it cannot be read."""
+def export(config: EncoderConfig, out: Path) -> dict[str, Any]:
+    """Write the encoder of these settings, without codes, to a folder of its own; returns its manifest.
+
+    Crash-safe: the folder appears whole, by a rename, once it has passed the gate; one that is there already is left
+    as it is, and is an error unless it is this encoder. Raises what `prepare` raises.
+    """
+    config = config.model_copy(update={"codes": ""})
+    spec = describe(config)
+    if is_exported(Path(spec.source)):
+        raise UsageError(
+            f"{spec.source} is an exported encoder already",
+            "A model's folder or id",
+            "Copy the folder as it is",
+        )
+    if is_whole(out) and read_manifest(out)["version"] == spec.version:
+        return read_manifest(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is there and is not empty", "A new folder", "Choose another --out")
     try:
-        value = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return value if isinstance(value, dict) else {}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        _build(spec, config, out)
+    except OSError as error:
+        raise EncoderError(
+            f"{out} cannot be written: {error}",
+            "A folder we may write, with room for the model",
+            "Check --out",
+        ) from error
+    return read_manifest(out)
 
 
-def _is_whole(entry: Path) -> bool:
-    """Whether all files of an entry have the sizes that its manifest says."""
-    manifest = read_manifest(entry)
-    files = manifest.get("files")
-    if manifest.get("layout") != _LAYOUT or not isinstance(files, dict) or GRAPH not in files:
-        return False
-    return all(
-        (entry / name).is_file() and (entry / name).stat().st_size == size for name, size in files.items()
-    )
+def model_of(spec: EncoderSpec) -> ModelFolder:
+    """The files of the model that an encoder is made from, with the head that the spec asks for."""
+    return sliced(read_folder(locate(spec.source).folder), spec.dims)
 
 
 def _build(spec: EncoderSpec, config: EncoderConfig, entry: Path) -> None:
     """Export into a folder beside the entry's place, pass the gate, rename."""
     building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".building."))
     try:
-        folder = read_folder(locate(spec.source).folder)
-        if spec.codes is None:
-            _check_source(spec, config)
-            _write_tokenizer(folder, building / TOKENIZER)
-            figures = _export(spec, folder, building)
-        else:
-            figures = _export_coded(spec, folder, config, building)
+        said = (
+            _export(spec, config, building) if spec.codes is None else _export_coded(spec, config, building)
+        )
         manifest = {
-            "layout": _LAYOUT,
+            "layout": LAYOUT,
             "version": spec.version,
             "spec": asdict(spec),
-            "pad_id": folder.pad_id,
-            "parity": {name: asdict(measured) for name, measured in figures.items()},
+            **said,
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
             "files": {file.name: file.stat().st_size for file in building.iterdir()},
         }
@@ -124,25 +136,15 @@ def _build(spec: EncoderSpec, config: EncoderConfig, entry: Path) -> None:
         shutil.rmtree(building, ignore_errors=True)
 
 
-def _check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
-    """Refuse to export other files under this version than those that were described."""
-    here = describe(config.model_copy(update=_settings_of(spec)))
+def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
+    """Raise EncoderError where the model's files, here and now, make another encoder than this."""
+    here = describe(config.model_copy(update=spec.settings))
     if here.version != spec.version:
         raise EncoderError(
             f"the files of model {spec.source!r} on this machine make encoder version {here.version}",
             f"The files that were described, version {spec.version}",
             "Give every machine the same files, or wait until the model's folder is no longer changing",
         )
-
-
-def _settings_of(spec: EncoderSpec) -> dict[str, Any]:
-    return {
-        "model": spec.source,
-        "precision": spec.precision,
-        "max_tokens": spec.max_tokens,
-        "document_prompt": spec.document_prompt,
-        "query_prompt": spec.query_prompt,
-    }
 
 
 def _write_tokenizer(folder: ModelFolder, file: Path) -> None:
@@ -156,18 +158,26 @@ def _write_tokenizer(folder: ModelFolder, file: Path) -> None:
     write_whole(file, [json.dumps(definition, ensure_ascii=False).encode("utf-8")])
 
 
-def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str, Figures]:
-    """Write the graph and hold it to the model before and after onnxruntime's optimisations."""
+def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:
+    """Write tokenizer and graph, and hold the graph to the model before and after onnxruntime's optimisations.
+
+    Returns what the manifest says beside the spec.
+    """
     from pipeline.encoders.export import from_torch, save_graph
     from pipeline.encoders.fp16 import to_fp16
     from pipeline.encoders.graph import from_graph
     from pipeline.encoders.head import append_head
     from pipeline.encoders.int8 import to_int8
 
+    check_source(spec, config)
+    folder = model_of(spec)
+    _write_tokenizer(folder, building / TOKENIZER)
     tokenizer = load_tokenizer(building / TOKENIZER)
-    inputs = _probes(spec, folder, tokenizer)
-    make = from_graph if folder.format == "onnx" else from_torch
-    graph, states, reference = make(folder, inputs)
+    inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec.max_tokens)
+    if folder.format == "onnx":
+        graph, states, reference = from_graph(folder, inputs)
+    else:
+        graph, states, reference = from_torch(folder, inputs, spec.layers)
     if spec.precision == "fp16":
         to_fp16(graph)
     elif spec.precision == "int8":
@@ -178,12 +188,10 @@ def _export(spec: EncoderSpec, folder: ModelFolder, building: Path) -> dict[str,
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
         figures[name] = check_parity(f"the {name} graph", spec.precision, reference, run, inputs)
-    return figures
+    return {"pad_id": folder.pad_id, "vocabulary": folder.vocabulary, "parity": _as_json(figures)}
 
 
-def _export_coded(
-    spec: EncoderSpec, folder: ModelFolder, config: EncoderConfig, building: Path
-) -> dict[str, Figures]:
+def _export_coded(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:
     """Put the binarizer behind the plain encoder's graph, which is prepared first."""
     from pipeline.encoders.coded import add_binarizer
 
@@ -196,15 +204,23 @@ def _export_coded(
             "Run again",
         )
     shutil.copyfile(prepared / TOKENIZER, building / TOKENIZER)
-    inputs = _probes(spec, folder, load_tokenizer(building / TOKENIZER))
-    return add_binarizer(prepared / GRAPH, binarizer, building / GRAPH, inputs)
+    plain = read_manifest(prepared)
+    inputs = probe(
+        load_tokenizer(building / TOKENIZER), plain["vocabulary"], plain["pad_id"], spec.max_tokens
+    )
+    figures = add_binarizer(prepared / GRAPH, binarizer, building / GRAPH, inputs)
+    return {"pad_id": plain["pad_id"], "vocabulary": plain["vocabulary"], "parity": _as_json(figures)}
 
 
-def _probes(spec: EncoderSpec, folder: ModelFolder, tokenizer: Tokenizer) -> Inputs:
+def _as_json(figures: dict[str, Figures]) -> dict[str, Any]:
+    return {name: asdict(measured) for name, measured in figures.items()}
+
+
+def probe(tokenizer: Tokenizer, vocabulary: int, pad_id: int, max_tokens: int) -> Inputs:
+    """The gate's inputs for a model: ordinary text, and random tokens of its vocabulary."""
     samples = [tokenizer.encode(text) for text in _SAMPLES]
-    config = folder.config.get("text_config") or folder.config
-    vocabulary = int(config.get("vocab_size", 1 + max(int(sample.max()) for sample in samples)))
-    return probes(samples, vocabulary, folder.pad_id, spec.max_tokens)
+    most = vocabulary or 1 + max(int(sample.max()) for sample in samples)
+    return probes(samples, most, pad_id, max_tokens)
 
 
 def as_run(session: Any) -> Run:  # noqa: ANN401 - an onnxruntime.InferenceSession

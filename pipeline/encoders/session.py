@@ -15,10 +15,12 @@ from pipeline import metrics
 from pipeline.config import EncoderConfig
 from pipeline.encoders.batching import plan_batches
 from pipeline.encoders.coded import as_coded_run
+from pipeline.encoders.describe import describe
+from pipeline.encoders.exported import GRAPH, TOKENIZER, read_manifest
 from pipeline.encoders.parity import Run, pad
-from pipeline.encoders.prepare import GRAPH, TOKENIZER, as_run, prepare, read_manifest
+from pipeline.encoders.prepare import as_run, prepare
 from pipeline.encoders.runtime import cpu_threads, is_out_of_memory, open_session, provider_of
-from pipeline.encoders.spec import EncoderSpec, describe
+from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import BrokenInvariant, EncoderError, InputsTooLarge, ProviderError
 from pipeline.tokens import Tokenizer, load_tokenizer
 

@@ -1,0 +1,94 @@
+"""The commands `headwater encoders …`: write an encoder to a folder of its own, and check one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from pipeline import encoders
+from pipeline.cli import options
+from pipeline.cli.report import print_json, print_rows, print_table, say
+
+encoders_app = typer.Typer(help="Export encoders to folders, and check them.", no_args_is_help=True)
+
+
+@encoders_app.command()
+def export(
+    model: Annotated[
+        str, typer.Argument(help="A model folder, a hub id, or package:NAME.", metavar="FOLDER_OR_ID")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="A new folder for the encoder.", metavar="DIR")],
+    precision: Annotated[
+        Literal["fp32", "fp16", "int8"] | None, typer.Option("--precision", help="How the graph computes.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=0, help="The longest input; 0: what the model says.")
+    ] = None,
+    dims: Annotated[
+        int | None, typer.Option("--dims", min=0, help="Only the first dimensions of a vector; 0: all.")
+    ] = None,
+    layers: Annotated[
+        int | None, typer.Option("--layers", min=0, help="Only the first layers of the model; 0: all.")
+    ] = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Write a folder with all that an encoder needs, which `--encoder` takes here and on any other machine."""
+    flags = {"model": model, "precision": precision, "max_tokens": max_tokens, "dims": dims, "layers": layers}
+    settings = options.settings(config, set, {f"encoder.{name}": value for name, value in flags.items()})
+    manifest = encoders.export(settings.encoder, out)
+    if json_out:
+        print_json({"encoder": str(out), **manifest})
+    else:
+        print_table(str(out), _said(manifest))
+
+
+@encoders_app.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="An exported encoder.", metavar="DIR")],
+    model: Annotated[
+        str, typer.Option("--model", help="Where its model is now, if it has moved.", metavar="FOLDER_OR_ID")
+    ] = "",
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Compare an exported encoder with its model, run by torch, at several shapes. Exit code 1: they differ."""
+    settings = options.settings(config, set, {})
+    found = encoders.check(folder, model, settings.encoder)
+    if json_out:
+        print_json(found)
+    else:
+        print_rows(_COLUMNS, [_columns(row) for row in found["rows"]])
+    if not found["passed"]:
+        say(f"{folder} does not reproduce {found['model']}: export it again")
+        raise typer.Exit(1)
+
+
+_COLUMNS = ("graph", "rows", "tokens", "difference", "least cosine", "mean cosine", "")
+
+
+def _columns(row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        row["graph"],
+        str(row["rows"]),
+        str(row["tokens"]),
+        f"{row['difference']:.2g}",
+        f"{row['least_cosine']:.6f}",
+        f"{row['mean_cosine']:.6f}",
+        "ok" if row["passed"] else "differs",
+    )
+
+
+def _said(manifest: dict[str, Any]) -> dict[str, Any]:
+    spec, parity = manifest["spec"], manifest["parity"]["optimised"]
+    wanted = ("source", "precision", "max_tokens", "dims", "layers")
+    shown = {name: spec[name] for name in wanted if spec[name]}
+    return {
+        "version": manifest["version"],
+        **shown,
+        "difference from the model": f"{parity['difference']:.2g}",
+    }

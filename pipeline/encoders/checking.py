@@ -1,0 +1,60 @@
+"""An exported encoder held to the model it was made from: the gate again, input by input."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import EncoderConfig
+from pipeline.encoders.exported import GRAPH, TOKENIZER, is_exported, read_exported, read_manifest
+from pipeline.encoders.locate import locate
+from pipeline.encoders.parity import compare, passes
+from pipeline.encoders.prepare import as_run, check_source, model_of, probe
+from pipeline.encoders.runtime import open_session
+from pipeline.errors import UsageError
+from pipeline.tokens import load_tokenizer
+
+
+def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
+    """Run the probes through an exported encoder and through torch, as JSON values.
+
+    `model`: where the model is now; "" takes the name it was exported under. `rows` holds the figures of each shape,
+    before and after onnxruntime's optimisations, `passed` whether all are within the bar of the precision. Raises
+    EncoderError where the model's files are not those that it was made from.
+    """
+    if not is_exported(folder):
+        raise UsageError(
+            f"{folder} is no exported encoder",
+            "A folder that `headwater encoders export` wrote",
+            "Check the folder",
+        )
+    spec = replace(
+        read_exported(folder), source=locate(model or read_manifest(folder)["spec"]["source"]).source
+    )
+    check_source(spec, config)
+    source = model_of(spec)
+    inputs = probe(load_tokenizer(folder / TOKENIZER), source.vocabulary, source.pad_id, spec.max_tokens)
+    if source.format == "onnx":
+        from pipeline.encoders.graph import by_graph
+
+        reference = by_graph(source, inputs)
+    else:
+        from pipeline.encoders.export import by_torch
+
+        reference = by_torch(source, inputs, spec.layers)
+    rows = []
+    for name, optimise in (("exported", False), ("optimised", True)):
+        run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))
+        for expected, (ids, mask) in zip(reference, inputs, strict=True):
+            figures = compare([(expected, run(ids, mask))])
+            shape = {"graph": name, "rows": len(ids), "tokens": ids.shape[1]}
+            rows.append(shape | asdict(figures) | {"passed": passes(figures, spec.precision)})
+    return {
+        "encoder": str(folder),
+        "model": spec.source,
+        "version": spec.version,
+        "precision": spec.precision,
+        "rows": rows,
+        "passed": all(row["passed"] for row in rows),
+    }
