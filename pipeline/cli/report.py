@@ -9,7 +9,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -41,6 +41,14 @@ def print_json(value: Any) -> None:  # noqa: ANN401 - any JSON value
     """Write one JSON value as one line on stdout."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def print_result(value: Any, json_out: bool, show: Callable[[], None]) -> None:  # noqa: ANN401 - any JSON value
+    """Write what a command found on stdout: one line of JSON, or what `show` draws for a person."""
+    if json_out:
+        print_json(value)
+    else:
+        show()
 
 
 def print_error(message: str, label: str = "error") -> None:
