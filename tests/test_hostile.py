@@ -122,7 +122,8 @@ def test_a_query_whose_vector_is_nan_is_an_error(index, moved_model, encoder_cac
     store = StoreConfig(url=index, collection="docs")
     with Reader.open(store, EncoderConfig(cache=str(encoder_cache), model=str(moved_model[1]))) as reader:
         broken = np.array([[1.0] * 32, [np.nan] * 32], np.float32)
-        monkeypatch.setattr(reader._encoder, "encode_queries", lambda _: broken)
+        with reader._following.searcher() as searcher:
+            monkeypatch.setattr(searcher.encoder, "encode_queries", lambda _: broken)
         with pytest.raises(EncoderError, match=r"query 'zebra'.*NaN"):
             reader.search_many(["river", "zebra"])
 

@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pytest
 
-from pipeline.config import StoreConfig
+from pipeline.config import EncoderConfig, StoreConfig
 from pipeline.errors import StoreUnavailable
 from pipeline.schemas import point_id
-from pipeline.search import Reader
+from pipeline.search import Reader, Searcher
+from pipeline.search.following import Following
 from pipeline.stores import Points, Store, collection, open_store, profile_named
 from pipeline.versions import Contract
 
@@ -74,7 +75,7 @@ class Watched:
 
 @pytest.fixture(params=["plain", "llamaindex"])
 def reader(request, tmp_path) -> Iterator[Reader]:
-    config = StoreConfig(url=f"edge:{tmp_path}", profile=request.param)
+    config = StoreConfig(url=f"edge:{tmp_path}", collection="docs", profile=request.param)
     contract = Contract("v", "m", "fp32", 8, "", "", "c", "", DIMS, "cosine", request.param)
     store = Watched(open_store(config))
     physical = collection.create(store, "docs", config, DIMS, contract.metadata())
@@ -88,7 +89,8 @@ def reader(request, tmp_path) -> Iterator[Reader]:
             ours |= {"start": 0, "end": len(text), "sequence": 0, "encoder_version": "v"}
             payloads.append(profile_named(request.param).write(ids[-1], text, {"n": document}, ours))
     store.upsert(physical, Points(ids, {"": np.stack(rows)}, payloads))
-    with Reader(store, physical, contract, Fake()) as opened:
+    searcher = Searcher(store, physical, contract, Fake())
+    with Reader(store, Following(store, config, EncoderConfig(), searcher)) as opened:
         yield opened
 
 
@@ -145,7 +147,9 @@ def test_a_document_deleted_in_between_is_left_out(reader):
 
 
 def test_an_event_loop_goes_on_while_many_searches_run(reader):
-    reader._encoder.seconds = 0.2
+    with reader._following.searcher() as searcher:
+        encoder = searcher.encoder
+    encoder.seconds = 0.2
 
     async def serve() -> tuple[list, list[float]]:
         ticks, over = [], asyncio.Event()
@@ -164,7 +168,7 @@ def test_an_event_loop_goes_on_while_many_searches_run(reader):
 
     found, ticks = asyncio.run(serve())
     assert [pairs(one) for one in found] == [expected(query, 5) for query in QUERIES[:8]]
-    assert reader._encoder.most > 1  # they ran beside each other
+    assert encoder.most > 1  # they ran beside each other
     assert np.median(np.diff(ticks)) < 0.1  # half of a search: no search stopped the loop
     assert len(ticks) > 10
 

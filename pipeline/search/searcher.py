@@ -1,11 +1,7 @@
-"""The query side: reads a collection's contract, loads the encoder it names, searches.
-
-`from pipeline.search import Reader` is what a RAG backend needs.
-"""
+"""A physical collection searched with the encoder its contract names."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,12 +21,10 @@ from pipeline.stores import (
     Filter,
     Hit,
     Profile,
-    Purpose,
     Store,
     collection,
     nearest,
     nearest_by_codes,
-    open_collection,
     parse_filter,
     profile_named,
 )
@@ -59,7 +53,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class _Coded:
+class Coded:
     """How a collection of codes is asked: by which binarizer, and how many candidates a result are ranked again."""
 
     binarizer: Binarizer
@@ -67,11 +61,10 @@ class _Coded:
     code_queries: bool
 
 
-class Reader:
-    """Searches one collection with the encoder its contract names; refuses any other.
+class Searcher:
+    """One physical collection and the encoder its contract names: what a search is answered by.
 
-    May be used from several threads at once. The `_async` methods search in a thread of the loop's own pool, so that
-    the event loop goes on meanwhile.
+    May be used from several threads at once.
     """
 
     def __init__(
@@ -80,55 +73,40 @@ class Reader:
         physical: str,
         contract: Contract,
         encoder: Encoder,
-        coded: _Coded | None = None,
+        coded: Coded | None = None,
     ) -> None:
+        self.physical = physical
         self.contract = contract
-        self._coded = coded
+        self.encoder = encoder
         self._store = store
-        self._collection = physical
-        self._encoder = encoder
+        self._coded = coded
         self._profile = profile_named(contract.profile)
 
     @classmethod
-    def open(cls, store_config: StoreConfig, encoder_config: EncoderConfig | None = None) -> Self:
-        """Open the store, read the contract behind the alias and load its encoder.
+    def open(cls, store: Store, physical: str, store_config: StoreConfig, how: EncoderConfig) -> Self:
+        """Read the collection's contract and load its encoder.
 
-        What the encoder is comes from the contract. `encoder_config` says how it is run (provider, threads, cache)
-        and, where it names a model or codes, where they lie now; their version must be the contract's all the same.
-        Raises CollectionMismatch where the collection is missing or the encoder is another one.
+        What the encoder is comes from the contract. `how` says how it is run (provider, threads, cache) and, where it
+        names a model or codes, where they lie now; their version must be the contract's all the same.
+        Raises CollectionMismatch where the encoder is another one.
         """
         alias = store_config.collection
-        store, physical = open_collection(store_config, Purpose.SEARCH)
+        contract = Contract.read(collection.read_metadata(store, physical), alias)
+        encoder = _load(contract, how, alias)
         try:
-            contract = Contract.read(collection.read_metadata(store, physical), alias)
-            how = encoder_config or EncoderConfig()
-            encoder = _load(contract, how, alias)
             coded = _load_coded(contract, how, store_config, encoder.spec.version)
             spec = encoder.spec.coded(coded.binarizer) if coded else encoder.spec
             contract.check_encoder(spec.version, spec.source, alias)
             config = _vectors_of(contract, store_config)
             collection.check_vectors(store, physical, config, contract.dims, spec.codes)
         except BaseException:
-            store.close()
+            encoder.close()
             raise
         return cls(store, physical, contract, encoder, coded)
 
-    def search(
-        self, query: str, limit: int = 10, where: Sequence[str] = (), by_document: bool = False
-    ) -> list[Result]:
-        """The `limit` chunks nearest to the query, best first; with `by_document` each document's best chunk.
-
-        `where` holds conditions on metadata, all of which must hold: `year>=2000`, `lang=en|de`.
-        """
-        return self.search_many([query], limit, where, by_document)[0]
-
-    def search_many(
-        self, queries: Sequence[str], limit: int = 10, where: Sequence[str] = (), by_document: bool = False
-    ) -> list[list[Result]]:
-        """One list of results a query, in the order of the queries."""
-        if not queries:
-            return []
-        vectors = self._encoder.encode_queries(queries)
+    def embed(self, queries: Sequence[str]) -> NDArray[np.float32]:
+        """float32[n, dims] of n queries; raises EncoderError for one that is zero, NaN or infinite."""
+        vectors = self.encoder.encode_queries(queries)
         usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
         if not usable.all():
             raise EncoderError(
@@ -137,62 +115,58 @@ class Reader:
                 "A finite vector with a direction",
                 "Check the model with headwater doctor",
             )
-        condition = parse_filter(where, self._profile)
-        if not by_document:
-            found = self._nearest(vectors, limit, condition)
-            return [[_result(hit, hit.payload, self._profile) for hit in hits] for hits in found]
-        return self._best_of_documents(vectors, limit, condition)
+        return vectors
 
-    async def search_async(
-        self, query: str, limit: int = 10, where: Sequence[str] = (), by_document: bool = False
-    ) -> list[Result]:
-        """`search` for an event loop."""
-        return await asyncio.to_thread(self.search, query, limit, where, by_document)
-
-    async def search_many_async(
-        self, queries: Sequence[str], limit: int = 10, where: Sequence[str] = (), by_document: bool = False
+    def find(
+        self,
+        vectors: NDArray[np.float32],
+        limit: int = 10,
+        where: Sequence[str] = (),
+        by_document: bool = False,
+        exact: bool = False,
     ) -> list[list[Result]]:
-        """`search_many` for an event loop."""
-        return await asyncio.to_thread(self.search_many, queries, limit, where, by_document)
+        """The `limit` chunks, or each document's best chunk, nearest to each of `vectors` (float32[n, dims]).
+
+        `exact`: without the store's graph, every vector compared.
+        """
+        condition = parse_filter(where, self._profile)
+        if by_document:
+            return self._best_of_documents(vectors, limit, condition, exact)
+        found = self._nearest(vectors, limit, condition, exact)
+        return [[_result(hit, hit.payload, self._profile) for hit in hits] for hits in found]
 
     def close(self) -> None:
-        """Close the store and free the encoder."""
-        self._encoder.close()
-        self._store.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        """Free the encoder; the store is its owner's."""
+        self.encoder.close()
 
     def _nearest(
         self,
         vectors: NDArray[np.float32],
         limit: int,
         condition: Filter | None,
+        exact: bool,
         with_payload: bool | Sequence[str] = True,
     ) -> list[list[Hit]]:
         name = self.contract.vector_name
         if self._coded is None or self.contract.codes is None:
-            return nearest(self._store, self._collection, vectors, limit, condition, name, with_payload)
+            return nearest(self._store, self.physical, vectors, limit, condition, name, with_payload, exact)
         queries = CodedQueries(
             query_rows(self._coded.binarizer, vectors, self._coded.code_queries),
             vectors if self.contract.codes.keep_vectors else None,
             name,
             self._coded.oversampling,
         )
-        return nearest_by_codes(self._store, self._collection, queries, limit, condition, with_payload)
+        return nearest_by_codes(self._store, self.physical, queries, limit, condition, with_payload, exact)
 
     def _best_of_documents(
-        self, vectors: NDArray[np.float32], limit: int, condition: Filter | None
+        self, vectors: NDArray[np.float32], limit: int, condition: Filter | None, exact: bool
     ) -> list[list[Result]]:
         """Ask for ever more chunks until enough documents are among them, or there are no more; read those alone."""
         best: list[list[Hit]] = [[] for _ in range(len(vectors))]
         asking, depth = list(range(len(vectors))), 2 * limit
         while asking:
             unsatisfied = []
-            found = self._nearest(vectors[asking], depth, condition, _DOCUMENT)
+            found = self._nearest(vectors[asking], depth, condition, exact, _DOCUMENT)
             for query, hits in zip(asking, found, strict=True):
                 best[query] = _best(hits)[:limit]
                 if len(best[query]) < limit and len(hits) == depth:
@@ -208,7 +182,7 @@ class Reader:
         """The payloads of these points; a point deleted meanwhile is left out."""
         wanted = sorted(ids)
         pages = (wanted[start : start + _PAGE] for start in range(0, len(wanted), _PAGE))
-        found = (record for page in pages for record in self._store.retrieve(self._collection, page))
+        found = (record for page in pages for record in self._store.retrieve(self.physical, page))
         return {str(record.id): record.payload or {} for record in found}
 
 
@@ -222,7 +196,7 @@ def _vectors_of(contract: Contract, config: StoreConfig) -> StoreConfig:
 
 def _load_coded(
     contract: Contract, how: EncoderConfig, config: StoreConfig, encoder_version: str
-) -> _Coded | None:
+) -> Coded | None:
     """The binarizer of the collection's codes, from where the contract says or `how`; None where there are none."""
     held = contract.codes
     if held is None:
@@ -243,7 +217,7 @@ def _load_coded(
         raise type(error)(error.got, error.need, moved) from error
     here = replace(held, folder=str(folder), fingerprint=binarizer.fingerprint)
     contract.check_codes(here, config.collection)
-    return _Coded(binarizer, config.oversampling, config.code_queries)
+    return Coded(binarizer, config.oversampling, config.code_queries)
 
 
 def _best(hits: Iterable[Hit]) -> list[Hit]:
