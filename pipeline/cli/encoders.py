@@ -9,7 +9,7 @@ import typer
 
 from pipeline import encoders
 from pipeline.cli import options
-from pipeline.cli.report import print_json, print_rows, print_table, say
+from pipeline.cli.report import print_result, print_rows, print_table, say
 
 encoders_app = typer.Typer(help="Export encoders to folders, and check them.", no_args_is_help=True)
 
@@ -40,10 +40,7 @@ def export(
     flags = {"model": model, "precision": precision, "max_tokens": max_tokens, "dims": dims, "layers": layers}
     settings = options.settings(config, set, {f"encoder.{name}": value for name, value in flags.items()})
     manifest = encoders.export(settings.encoder, out)
-    if json_out:
-        print_json({"encoder": str(out), **manifest})
-    else:
-        print_table(str(out), _said(manifest))
+    print_result({"encoder": str(out), **manifest}, json_out, lambda: print_table(str(out), _said(manifest)))
 
 
 @encoders_app.command()
@@ -59,10 +56,7 @@ def check(
     """Compare an exported encoder with its model, run by torch, at several shapes. Exit code 1: they differ."""
     settings = options.settings(config, set, {})
     found = encoders.check(folder, model, settings.encoder)
-    if json_out:
-        print_json(found)
-    else:
-        print_rows(_COLUMNS, [_columns(row) for row in found["rows"]])
+    print_result(found, json_out, lambda: print_rows(_COLUMNS, [_columns(row) for row in found["rows"]]))
     if not found["passed"]:
         say(f"{folder} does not reproduce {found['model']}: export it again")
         raise typer.Exit(1)
