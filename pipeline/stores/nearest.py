@@ -18,6 +18,9 @@ from pipeline.stores.store import Store, payload_keys
 # Keeps an answer of 100 hits a query with full payloads within a few megabytes.
 _QUERIES_PER_REQUEST = 32
 
+_LEAST_EF = 128
+"""How many of a graph's points a search in codes keeps at least while it walks; Qdrant's own default is 100."""
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -62,8 +65,9 @@ def nearest(
 class CodedQueries:
     """Queries for codes: `rows` float32[n, bits · dims] from `query_rows`, and `full` float32[n, dims] or None.
 
-    `oversampling` candidates a wanted point are ranked again: by the codes with their scale, and where vectors called
-    `full_name` are kept by those.
+    `oversampling` candidates a wanted point, found by the bits in memory, are ranked again, once: by the vectors called
+    `full_name`, or by the codes with their scale where `full` is None. Ranking by codes before vectors was measured:
+    it finds no more, and reads more from the disk (tests/benchmarks/codes_search.py).
     """
 
     rows: NDArray[np.float32]
@@ -75,9 +79,14 @@ class CodedQueries:
         self, limit: int, where: models.Filter | None, with_payload: bool | list[str], exact: bool
     ) -> Iterator[models.QueryRequest]:
         """One request a query."""
-        again = models.SearchParams(
+        wanted = math.ceil(self.oversampling * limit)
+        # Walking the graph takes memory alone; what is read from the disk are the candidates.
+        params = models.SearchParams(
             exact=exact,
-            quantization=models.QuantizationSearchParams(rescore=True, oversampling=self.oversampling),
+            hnsw_ef=max(_LEAST_EF, 2 * wanted),
+            quantization=models.QuantizationSearchParams(
+                rescore=self.full is None, oversampling=self.oversampling if self.full is None else None
+            ),
         )
         if self.full is None:
             for row in self.rows:
@@ -85,18 +94,14 @@ class CodedQueries:
                     query=row.tolist(),
                     using=CODES,
                     filter=where,
-                    params=again,
+                    params=params,
                     limit=limit,
                     with_payload=with_payload,
                 )
             return
         for row, full in zip(self.rows, self.full, strict=True):
             candidates = models.Prefetch(
-                query=row.tolist(),
-                using=CODES,
-                filter=where,
-                params=again,
-                limit=math.ceil(self.oversampling * limit),
+                query=row.tolist(), using=CODES, filter=where, params=params, limit=wanted
             )
             yield models.QueryRequest(
                 prefetch=candidates,
