@@ -12,6 +12,7 @@ collection.py   collections by alias: make, find, check
 heads.py        what a document's first point says of it
 lease.py        one run at a time on a collection
 scan.py         all that a collection holds
+documents.py    whole documents, read while others may write
 writer.py       the write protocol: whole documents or what was there before
 tombstones.py   what was deleted, so that no older version brings it back
 suppressions.py what was forgotten, so that nothing brings it back
@@ -22,16 +23,25 @@ filters.py      conditions on metadata as a user types them
 profiles.py     where payloads keep text and metadata, by the client that reads them
 """
 
+from pipeline.stores.collection import NEXT, PREVIOUS, name_of
 from pipeline.stores.connect import folder_of, open_collection, open_store, store_exists
+from pipeline.stores.documents import Chunk, read_documents
 from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.folder_lock import Purpose, Seat
-from pipeline.stores.heads import MARKS, Head, Key, read_heads
+from pipeline.stores.heads import MARKS, WRITING, Head, Key, read_heads
 from pipeline.stores.lease import Lease, guarded, hold_lease
 from pipeline.stores.nearest import CodedQueries, Hit, nearest, nearest_by_codes
 from pipeline.stores.points import Points
-from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, Profile, profile_named
-from pipeline.stores.scan import Held, count_stored, scan_heads, scan_points, scan_vectors
+from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, OURS, Profile, profile_named
+from pipeline.stores.scan import (
+    Held,
+    count_stored,
+    scan_documents,
+    scan_heads,
+    scan_points,
+    scan_vectors,
+)
 from pipeline.stores.store import Store
 from pipeline.stores.suppressions import Subject, Suppressions
 from pipeline.stores.tombstones import Tombstones
@@ -41,6 +51,11 @@ __all__ = [
     "DOCUMENT_ID",
     "MARKS",
     "NAMESPACE",
+    "NEXT",
+    "OURS",
+    "PREVIOUS",
+    "WRITING",
+    "Chunk",
     "CodedQueries",
     "DocumentWriter",
     "Filter",
@@ -64,14 +79,17 @@ __all__ = [
     "guarded",
     "hold_lease",
     "holders",
+    "name_of",
     "nearest",
     "nearest_by_codes",
     "open_collection",
     "open_store",
     "parse_filter",
     "profile_named",
+    "read_documents",
     "read_heads",
     "remove_held",
+    "scan_documents",
     "scan_heads",
     "scan_points",
     "scan_vectors",

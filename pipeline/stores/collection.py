@@ -1,4 +1,8 @@
-"""Collections by alias: `NAME` always stands for `NAME__<id>`, so that an upgrade can swap it."""
+"""Collections by alias: `NAME` always stands for `NAME__<id>`, so that an upgrade can swap it.
+
+While there is another version, `NAME@next` stands for the one that is being built, and `NAME@previous` for the one that
+is kept to go back to.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,8 @@ OUR_INDEXES = {
 CODES, FULL = "codes", "full"
 """The names of vectors where there are codes: their planes, and what they were made from."""
 
+NEXT, PREVIOUS = "@next", "@previous"
+
 Bits = TypeVar("Bits")
 
 _DISTANCES = {
@@ -46,6 +52,11 @@ def resolve(store: Store, alias: str) -> str | None:
             "Choose another --collection, or rename or delete that collection",
         )
     return None
+
+
+def name_of(alias: str) -> str:
+    """The name that all versions of a collection share: `docs` for `docs@next` and `docs@previous`."""
+    return alias.removesuffix(NEXT).removesuffix(PREVIOUS)
 
 
 def vector_widths(config: StoreConfig, dims: int, codes: CodesSpec | None) -> dict[str, int]:
@@ -86,7 +97,7 @@ def create(
     A crash in between leaves an empty collection that no alias names and nobody reads.
     """
     vectors = _vectors(config, dims, codes)
-    physical = f"{alias}__{uuid.uuid4().hex[:12]}"
+    physical = f"{name_of(alias)}__{uuid.uuid4().hex[:12]}"
     store.create_collection(
         physical,
         vectors[""] if [*vectors] == [""] else vectors,
@@ -103,13 +114,22 @@ def create(
     }
     for key, kind in {**OUR_INDEXES, **profile.indexes, **wanted}.items():
         store.create_payload_index(physical, key, kind)
-    store.update_collection_aliases([_create_alias(alias, physical)])
+    point_aliases(store, {alias: physical})
     return physical
 
 
+def point_aliases(store: Store, targets: Mapping[str, str | None]) -> None:
+    """Let each alias stand for its collection, or (None) go: all of them at one moment, so no crash leaves half."""
+    known = {one.alias_name for one in store.get_aliases().aliases}
+    gone = [_delete_alias(alias) for alias in targets if alias in known]
+    store.update_collection_aliases(
+        [*gone, *(_create_alias(alias, physical) for alias, physical in targets.items() if physical)]
+    )
+
+
 def versions(store: Store, alias: str) -> list[str]:
-    """The physical collections made for an alias, the one behind it and those that are kept."""
-    ours = re.compile(re.escape(alias) + "__[0-9a-f]{12}")
+    """The physical collections made for an alias: the one behind it, those being built, those that are kept."""
+    ours = re.compile(re.escape(name_of(alias)) + "__[0-9a-f]{12}")
     return sorted(one.name for one in store.get_collections().collections if ours.fullmatch(one.name))
 
 
@@ -202,6 +222,10 @@ def _create_alias(alias: str, physical: str) -> models.CreateAliasOperation:
     return models.CreateAliasOperation(
         create_alias=models.CreateAlias(collection_name=physical, alias_name=alias)
     )
+
+
+def _delete_alias(alias: str) -> models.DeleteAliasOperation:
+    return models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name=alias))
 
 
 def _sparse(config: StoreConfig) -> dict[str, models.SparseVectorParams] | None:

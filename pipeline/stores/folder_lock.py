@@ -31,6 +31,7 @@ class Purpose(StrEnum):
     FORGET = "forget in"
     CHECK = "doctor for"
     OPTIMIZE = "optimization of"
+    UPGRADE = "upgrade of"
 
 
 @dataclass(frozen=True)

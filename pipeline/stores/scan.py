@@ -9,6 +9,7 @@ from typing import Any, cast
 from qdrant_client import models
 
 from pipeline.errors import StoreError
+from pipeline.stores.heads import Head, Key
 from pipeline.stores.profiles import CHUNK_INDEX, NAMESPACE, OURS
 from pipeline.stores.store import Store
 
@@ -39,6 +40,14 @@ def scan_heads(store: Store, collection_name: str, namespace: str | None) -> Ite
     where = models.Filter(must=[head, *_of(namespace)])
     for records in _pages(store, collection_name, where, []):
         yield [str(record.id) for record in records]
+
+
+def scan_documents(store: Store, collection_name: str) -> Iterator[dict[Key, Head]]:
+    """All documents by their heads, a page at a time; what comes behind a page is read later."""
+    head = models.FieldCondition(key=CHUNK_INDEX, match=models.MatchValue(value=0))
+    for records in _pages(store, collection_name, models.Filter(must=[head]), [OURS]):
+        payloads = [record.payload or {} for record in records]
+        yield {(one[OURS]["namespace"], one[OURS]["document_id"]): Head.read(one) for one in payloads}
 
 
 def scan_points(

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pipeline.stores.collection import make_beside, read_metadata
+from pipeline.stores.collection import make_beside, name_of, read_metadata
 from pipeline.stores.heads import Key
 from pipeline.stores.points import Points
 from pipeline.stores.store import Store
@@ -27,13 +27,13 @@ Subject = tuple[str, str | None]
 
 
 class Suppressions:
-    """The suppressions of a collection by its alias. `name` is the collection that holds them.
+    """The suppressions of all versions of a collection. `name` is the collection that holds them.
 
     Only a run that holds the collection's lease changes them, so a run looks once whether there are any.
     """
 
     def __init__(self, store: Store, alias: str) -> None:
-        self.name = f"{alias}__forgotten"
+        self.name = f"{name_of(alias)}__forgotten"
         self._store = store
         self._key: bytes | None = None
         self._looked = False

@@ -6,7 +6,7 @@ the documents ever meets. Only sources with sequences leave and heed them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -44,6 +44,16 @@ class Tombstones:
         keys = {point_id(*key, 0): key for key in documents}
         found = self._store.retrieve(self.name, list(keys), with_payload=["sequence"])
         return {keys[str(record.id)]: (record.payload or {})["sequence"] for record in found}
+
+    def scan(self) -> Iterator[dict[Key, int]]:
+        """All of them, a page at a time: the sequences at which documents were deleted."""
+        offset: str | None = None
+        while self.exist():
+            records, offset = self._store.scroll(self.name, limit=_PAGE, offset=offset)
+            payloads = [record.payload or {} for record in records]
+            yield {(one["namespace"], one["document_id"]): one["sequence"] for one in payloads}
+            if offset is None:
+                return
 
     def set(self, sequences: Mapping[Key, int]) -> None:
         """Note that these documents were deleted at these sequences."""

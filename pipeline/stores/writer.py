@@ -136,6 +136,17 @@ class DocumentWriter:
                 ids, payloads = zip(*some[start : start + self._batch_points], strict=True)
                 self._store.overwrite_payloads(self._collection, ids, payloads)
 
+    def rewrite(self, points: Points) -> None:
+        """Write whole documents over themselves of which nothing but vectors is new, heads last.
+
+        Nothing is marked: at every moment all chunks are there, as their head says, and only vectors are of two
+        versions until the head names the new one.
+        """
+        _documents(points)
+        heads = [row for row, payload in enumerate(points.payloads) if not payload[OURS]["chunk_index"]]
+        self._upsert(points, sorted(set(range(len(points))) - set(heads)))
+        self._upsert(points, heads)
+
     def flag(self, documents: Mapping[Key, str]) -> None:
         """Write on the heads of these stored documents why a newer version of theirs was rejected."""
         for reason in sorted(set(documents.values())):

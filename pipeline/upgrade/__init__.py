@@ -1,0 +1,7 @@
+"""Upgrades: another encoder for a collection that stays searchable, and the way back.
+
+vectors     what a stored chunk becomes in another version: embedded anew, or mapped by a bridge
+difference  how two versions differ, by their documents' heads
+limits      so many tokens, within these hours of the day
+mirror      brings one version in step with another (reading, writing)
+"""

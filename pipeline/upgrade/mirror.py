@@ -1,0 +1,132 @@
+"""The mirror: brings one version of a collection in step with another that is cut into the same chunks.
+
+    thread "read"    compare heads ► read what differs ► tokenize      ─┐ windows
+    calling thread   embed the texts, or map the vectors by a bridge   ─┤ windows with their vectors
+    thread "write"   write, patch, remove what was forgotten meanwhile ─┘
+
+It remembers nothing: both versions are the truth, and a document is what its head says. New and changed documents are
+copied chunk by chunk as they stand, with vectors of the target's own; where metadata alone is new, payloads are written
+over; what the source does not have any more is deleted. So it can be killed at any moment and run again, and repeated
+while others write the source until nothing differs; and what was deleted there never comes back, for it is not there.
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.lane.pipe import Pipe, PipeClosed
+from pipeline.schemas import Observer
+from pipeline.stores import DocumentWriter, Store, Tombstones, read_heads, scan_documents
+from pipeline.upgrade.difference import Mirrored, Sides
+from pipeline.upgrade.limits import Limits
+from pipeline.upgrade.reading import Reading, Window
+from pipeline.upgrade.vectors import Maker
+from pipeline.upgrade.writing import Writing
+
+_Made = tuple[Window, NDArray[np.float32]]
+
+
+def mirror(
+    store: Store,
+    sides: Sides,
+    maker: Maker,
+    limits: Limits,
+    stop: threading.Event,
+    observe: Observer = lambda _: None,
+) -> Mirrored:
+    """Make the target what the source is, in one pass over both; vectors are the maker's.
+
+    A crash leaves a target that the next pass brings in step. Ends early, with all documents whole, once `stop` is set.
+    The caller holds the target's lease, and the store is guarded by it; the source is only read.
+    """
+    reading = Reading(store, sides, maker, limits, stop, observe)
+    writing = Writing(store, sides, maker.maps)
+    tombstones = 0 if sides.in_place else mirror_tombstones(store, sides.source, sides.target)
+    _copy(reading, maker, writing, sum(sides.widths.values()))
+    deleted = 0 if sides.in_place else _delete_absent(store, sides, stop)
+    store.flush()
+    return replace(
+        writing.done,
+        documents=reading.seen,
+        deleted=deleted,
+        tombstones=tombstones,
+        left=reading.left,
+        rejected=(*reading.rejected, *writing.rejected),
+        stopped=stop.is_set(),
+    )
+
+
+def mirror_tombstones(store: Store, source: str, target: str) -> int:
+    """Give the target the source's tombstones and no others; how many were set or removed. Safe to repeat."""
+    theirs, ours = Tombstones(store, source), Tombstones(store, target)
+    changed = 0
+    for page in theirs.scan():
+        held = ours.find(list(page))
+        fresh = {key: sequence for key, sequence in page.items() if held.get(key) != sequence}
+        ours.set(fresh)
+        changed += len(fresh)
+    for page in ours.scan():
+        gone = page.keys() - theirs.find(list(page)).keys()
+        ours.remove(gone)
+        changed += len(gone)
+    return changed
+
+
+def _copy(reading: Reading, maker: Maker, writing: Writing, width: int) -> None:
+    """Run the three threads. One window waits in each pipe, so five are in memory at most."""
+    windows: Pipe[Window] = Pipe(1)
+    made: Pipe[_Made] = Pipe(1)
+    with ThreadPoolExecutor(2, thread_name_prefix="mirror") as threads:
+        read = threads.submit(copy_context().run, _read, reading, windows)
+        write = threads.submit(copy_context().run, _write, writing, made)
+        try:
+            for window in windows:
+                given = [one for document in window.copies for one in document.given]
+                rows = maker.make(given) if given else np.empty((0, width), np.float32)
+                made.put((window, rows), 1)
+        except PipeClosed:
+            pass  # the writing thread failed; its result below raises why
+        finally:
+            windows.abandon()
+            made.end()
+        read.result()
+        write.result()
+
+
+def _read(reading: Reading, windows: Pipe[Window]) -> None:
+    error: BaseException | None = None
+    try:
+        for window in reading.windows():
+            windows.put(window, 1)
+    except PipeClosed:
+        pass
+    except BaseException as broken:  # noqa: BLE001 - raised again by the thread that makes vectors
+        error = broken
+    windows.end(error)
+
+
+def _write(writing: Writing, made: Pipe[_Made]) -> None:
+    try:
+        for window, rows in made:
+            writing.write(window, rows)
+    except BaseException:
+        made.abandon()
+        raise
+
+
+def _delete_absent(store: Store, sides: Sides, stop: threading.Event) -> int:
+    """Delete the documents of the target that the source does not have; how many there were."""
+    writer, deleted = DocumentWriter(store, sides.target), 0
+    for page in scan_documents(store, sides.target):
+        if stop.is_set():
+            break
+        gone = page.keys() - read_heads(store, sides.source, list(page)).keys()
+        writer.delete(sorted(gone), page)
+        deleted += len(gone)
+    return deleted

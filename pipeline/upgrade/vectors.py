@@ -1,0 +1,145 @@
+"""What a stored chunk becomes in another version: embedded anew from its text, or its vector mapped by a bridge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.codes import Binarizer, to_rows
+from pipeline.encoders import Encoder
+from pipeline.errors import InputsTooLarge
+from pipeline.stores import Chunk, Profile
+from pipeline.versions import Bridge
+
+BRIDGE = "bridge"
+"""The key, among our own, under which a point whose vector was mapped names the bridge by its fingerprint."""
+
+
+class Maker(Protocol):
+    """Makes vectors from stored chunks: `make`, of what `read` has taken from each."""
+
+    @property
+    def maps(self) -> bool:
+        """Whether it maps stored vectors, which then must be read with the chunks."""
+
+    @property
+    def window_tokens(self) -> int:
+        """How many tokens are gathered for one `make`."""
+
+    def read(self, chunk: Chunk) -> NDArray[Any]:
+        """What a chunk's vector is made from: token ids int32[n], or the vector float32[dims] that it has."""
+
+    def tokens(self, given: NDArray[Any]) -> int:
+        """How many tokens are to be embedded for it."""
+
+    def refuses(self, given: NDArray[Any]) -> str:
+        """Why no vector can be made from it; "" where one can."""
+
+    def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """float32[n, width]: the vectors of a point side by side, as the target has them; NaN where none was made."""
+
+    def stamp(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """Our own fields of a stored chunk as the target's point has them."""
+
+    def close(self) -> None:
+        """Free the encoder."""
+
+
+class Embedder:
+    """Embeds texts by an encoder that is loaded when there is a first text: often nothing has changed."""
+
+    maps = False
+
+    def __init__(
+        self, version: str, load: Callable[[], Encoder], profile: Profile, window_tokens: int
+    ) -> None:
+        self._version = version
+        self._load = load
+        self._profile = profile
+        self._window_tokens = window_tokens
+
+    @cached_property
+    def _encoder(self) -> Encoder:
+        return self._load()
+
+    @property
+    def window_tokens(self) -> int:
+        """See `Maker`; 0 in the settings: sixteen batches."""
+        return self._window_tokens or 16 * self._encoder.batch_tokens
+
+    def read(self, chunk: Chunk) -> NDArray[Any]:
+        """See `Maker`."""
+        text, _ = self._profile.read(chunk.payload)
+        return self._encoder.tokenizer.encode(text)
+
+    def tokens(self, given: NDArray[Any]) -> int:
+        """See `Maker`."""
+        return len(given)
+
+    def refuses(self, given: NDArray[Any]) -> str:
+        """See `Maker`."""
+        most = self._encoder.spec.max_tokens
+        return f"a chunk of {len(given)} tokens, and this encoder takes {most}" if len(given) > most else ""
+
+    def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """See `Maker`."""
+        try:
+            return self._encoder.encode(given)
+        except InputsTooLarge as error:
+            vectors: NDArray[np.float32] = error.vectors
+            return vectors
+
+    def stamp(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Maker`: the encoder's version, and no bridge."""
+        kept = {name: value for name, value in ours.items() if name != BRIDGE}
+        return kept | {"encoder_version": self._version}
+
+    def close(self) -> None:
+        """See `Maker`."""
+        if "_encoder" in vars(self):
+            self._encoder.close()
+
+
+@dataclass(frozen=True)
+class Mapper:
+    """Maps stored vectors called `vector_name` by a bridge; `binarizer`: into codes, and with `keep` vectors too."""
+
+    bridge: Bridge
+    vector_name: str
+    binarizer: Binarizer | None = None
+    keep: bool = True
+
+    maps = True
+    window_tokens = 1  # never reached
+
+    def read(self, chunk: Chunk) -> NDArray[Any]:
+        """See `Maker`."""
+        return np.array(chunk.vectors[self.vector_name], np.float32)
+
+    def tokens(self, given: NDArray[Any]) -> int:
+        """See `Maker`: none."""
+        return 0
+
+    def refuses(self, given: NDArray[Any]) -> str:
+        """See `Maker`."""
+        return ""
+
+    def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """See `Maker`."""
+        mapped: NDArray[np.float32] = self.bridge.documents(np.stack(given)).astype(np.float32, copy=False)
+        if self.binarizer is None:
+            return mapped
+        rows = to_rows(self.binarizer.encode(mapped), self.binarizer.spec.bits)
+        return np.concatenate([rows, mapped], axis=1) if self.keep else rows
+
+    def stamp(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Maker`: the version of the encoder that embedded the text stays, and the bridge is named."""
+        return {**ours, BRIDGE: self.bridge.fingerprint}
+
+    def close(self) -> None:
+        """See `Maker`."""
