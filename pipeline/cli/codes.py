@@ -1,4 +1,4 @@
-"""The commands `headwater codes …`: train binary codes, and choose among them."""
+"""The commands `headwater codes …`: train binary codes, measure them, choose among them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from pipeline import train as training
 from pipeline.cli import options
-from pipeline.cli.report import print_json, print_rows, print_table, progress
+from pipeline.cli.report import print_result, print_rows, print_table, progress
 from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.evaluation.choice import choose
@@ -67,10 +67,7 @@ def train(
     with progress() as observe:
         sample = _sample(documents, vectors, settings, observe)
         report = training.train(sample, out, observe, bits=bits, dims=dims, epochs=epochs, seed=seed)
-    if json_out:
-        print_json(report)
-    else:
-        print_table(f"codes in {out}", report)
+    print_result(report, json_out, lambda: print_table(f"codes in {out}", report))
 
 
 @codes_app.command("eval")
@@ -100,10 +97,8 @@ def evaluate(
     settings = options.settings(config, set, flags)
     with progress() as observe:
         found = evaluate_codes(documents, queries, qrels, codes or [], settings, observe, plot)
-    if json_out:
-        print_json(found)
-    else:
-        print_rows(_COLUMNS, [_columns(row) for row in found["rows"]])
+    rows = [_columns(row) for row in found["rows"]]
+    print_result(found, json_out, lambda: print_rows(_COLUMNS, rows))
 
 
 @codes_app.command()
@@ -119,12 +114,13 @@ def plan(
 ) -> None:
     """Choose what keeps most of the ranking in so many bytes, and say what it takes in memory and on disk."""
     found = choose(table, bytes_per_document, points)
-    if json_out:
-        print_json(found)
-        return
-    print_table(f"best in {bytes_per_document} bytes", found["best"])
-    if found["codes"]:
-        print_table("best codes folder; bytes a chunk in memory and on disk", found["codes"])
+
+    def show() -> None:
+        print_table(f"best in {bytes_per_document} bytes", found["best"])
+        if found["codes"]:
+            print_table("best codes folder; bytes a chunk in memory and on disk", found["codes"])
+
+    print_result(found, json_out, show)
 
 
 _COLUMNS = (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pipeline import forget as forgetting
 from pipeline.cli import options
-from pipeline.cli.report import print_json, print_table, say
+from pipeline.cli.report import print_json, print_result, print_table, say
 from pipeline.errors import UsageError
 from pipeline.ingest import state_folder
 from pipeline.stores import Subject
@@ -48,11 +48,10 @@ def forget(
         say("it may be indexed again" if lifted else "it was not suppressed by itself: nothing was lifted")
         return
     found = forgetting.forget(settings, subject, state_folder(settings))
-    if json_out:
-        print_json(found.as_dict())
-    else:
-        shown = {place.name: f"{place.before} → {place.after} {place.kind}" for place in found.places}
-        kept_out = "from now on" if found.suppressed else "no"
-        print_table(f"forgotten in {found.collection}", {**shown, "suppressed": kept_out, "left": found.left})
+    shown: dict[str, Any] = {
+        place.name: f"{place.before} → {place.after} {place.kind}" for place in found.places
+    }
+    shown |= {"suppressed": "from now on" if found.suppressed else "no", "left": found.left}
+    print_result(found.as_dict(), json_out, lambda: print_table(f"forgotten in {found.collection}", shown))
     if found.left or not found.suppressed:
         raise typer.Exit(1)
