@@ -5,7 +5,8 @@ import pytest
 
 from pipeline.errors import EncoderError
 from pipeline.versions import BridgeOptions, fit_bridge, load_bridge, save_bridge
-from pipeline.versions.maps import procrustes, ridge, to_unit
+from pipeline.versions.balance import balance, native_share
+from pipeline.versions.maps import Map, anchors, kernel, low_rank, procrustes, ridge, to_unit
 
 OPTIONS = BridgeOptions("a" * 64, "b" * 64, "models/old", "models/new")
 
@@ -132,3 +133,123 @@ def test_a_bridge_takes_vectors_of_its_own_widths_only():
         bridge.documents(clusters(3, 24))
     with pytest.raises(EncoderError, match="as the new encoder makes them"):
         bridge.queries(clusters(3, 16))
+
+
+def bent(rows, seed=5):
+    """What no linear map makes: float32[n, 24] by a random layer with a kink."""
+    generator = np.random.default_rng(seed)
+    hidden = np.maximum(rows @ generator.normal(size=(rows.shape[1], 64)), 0)
+    return to_unit((hidden @ generator.normal(size=(64, 24))).astype(np.float32))
+
+
+def test_a_kernel_learns_what_is_bent_and_is_chosen_for_it():
+    old, fresh = clusters(700, 16), clusters(700, 16)[:60]
+    old = old[60:]
+    bridge = fit_bridge(old, bent(old), OPTIONS)
+    assert bridge.spec.document == "kernel"
+    straight, curved = (
+        np.sum(fit(old, bent(old))(fresh) * bent(fresh), axis=1).mean() for fit in (ridge, kernel)
+    )
+    assert curved > straight + 0.01
+
+
+def test_the_chosen_method_is_the_one_that_finds_most_of_what_was_held_out():
+    bridge = fit_bridge(clusters(400, 16), bent(clusters(400, 16)), OPTIONS)
+    for way, chosen in (("document", bridge.spec.document), ("query", bridge.spec.query)):
+        found = {name: of["recall@10"] for name, of in bridge.figures[way].items()}
+        assert set(found) == set(bridge.maps[way]) >= {"anchors", "procrustes", "ridge", "low-rank", "kernel"}
+        assert found[chosen] == max(found.values()) > found["anchors"]
+
+
+def test_held_out_figures_know_when_there_is_nothing_to_learn():
+    figures = fit_bridge(clusters(400, 16), clusters(400, 24, 2), OPTIONS).figures["document"]
+    assert max(of["recall@10"] for of in figures.values()) < 0.2, "a kernel knows its own texts by heart"
+
+
+def test_low_rank_keeps_half_of_the_directions():
+    fitted = low_rank(clusters(300, 16), clusters(300, 24, 2))
+    assert np.linalg.matrix_rank(fitted.weight, tol=1e-4) == 8
+
+
+def test_anchors_rank_as_products_with_the_anchors_do():
+    old, new = clusters(300, 16), bent(clusters(300, 16))
+    asked, documents = new[:5], clusters(40, 16, 9)
+    relative = (asked @ new.T) @ (documents @ old.T).T
+    np.testing.assert_allclose(asked @ anchors(old, new).raw(documents).T, relative / 300, rtol=1e-4)
+
+
+def test_queries_of_the_texts_are_fitted_on_and_asked_with():
+    old = clusters(400, 16)
+    new = bent(old)
+    asked = to_unit(old + 0.2), to_unit(new + 0.2)
+    with_queries = fit_bridge(old, new, OPTIONS, asked)
+    assert with_queries.fingerprint != fit_bridge(old, new, OPTIONS).fingerprint
+    with pytest.raises(EncoderError, match="One of each"):
+        fit_bridge(old, new, OPTIONS, (asked[0][1:], asked[1][1:]))
+    with pytest.raises(EncoderError, match="NaN"):
+        fit_bridge(old, new, OPTIONS, (asked[0], asked[1] * np.nan))
+
+
+@pytest.mark.parametrize("method", [procrustes, ridge])
+def test_mapped_and_native_vectors_are_found_alike_once_balanced(method):
+    everything = clusters(900, 24)
+    noise = 0.2 * np.random.default_rng(1).normal(size=(900, 32)).astype(np.float32)
+    old, new = everything, to_unit(everything @ rotation(24, 32) + noise)
+    fitted = method(old[:400], new[:400])
+    held, native = fitted(old[400:]), new[400:]
+    rows = np.arange(500)
+    made = balance(fitted, held, native, native, rows)
+    halves = rows % 2 == 0
+
+    def share(vectors):
+        return native_share(np.where(halves[:, None], native, vectors), halves, native, rows)
+
+    assert abs(share(held) - 0.5) > 0.05, "nothing to balance"
+    assert abs(share(made.mixed(held)) - 0.5) < 0.03
+    np.testing.assert_allclose(np.linalg.norm(made(old), axis=1), 1, atol=1e-5)
+
+
+def test_a_query_by_both_encoders_keeps_the_old_ones_order():
+    old = clusters(500, 16)
+    new = to_unit(
+        np.random.default_rng(4).normal(size=(500, 24)).astype(np.float32)
+    )  # it knows nothing of the old
+    bridge = fit_bridge(old, new, OPTIONS)
+    documents = bridge.maps["document"]["procrustes"](old)
+    right = np.argsort(-(old[:50] @ old.T), axis=1)[:, 1:11]
+
+    def kept(asked):
+        found = np.argsort(-(asked @ documents.T), axis=1)[:, 1:11]
+        return np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(found, right, strict=True)])
+
+    assert kept(bridge.both(new[:50], old[:50])) > 2 * kept(new[:50])
+    with pytest.raises(EncoderError, match="the old encoder"):
+        bridge.both(new, new)
+
+
+def test_a_row_does_not_depend_on_its_neighbours():
+    bridge = fit_bridge(clusters(300, 16), bent(clusters(300, 16)), OPTIONS)
+    rows = clusters(20, 16, 3)
+    alone = np.concatenate([bridge.documents(row[None]) for row in rows])
+    np.testing.assert_allclose(bridge.documents(rows), alone, atol=1e-6)
+
+
+def test_a_map_without_a_balance_changes_nothing():
+    unit = clusters(10, 8)
+    np.testing.assert_array_equal(Map(np.eye(8, dtype=np.float32), np.zeros(8, np.float32)).mixed(unit), unit)
+
+
+def test_training_by_the_new_encoders_ranking_beats_what_it_starts_from():
+    from pipeline.versions.tuning import perceptron
+
+    old, fresh = clusters(600, 16)[200:], clusters(600, 16)[:200]
+    start = procrustes(old, bent(old))
+    made, again = (perceptron(start, old, bent(old), 0) for _ in range(2))
+    np.testing.assert_array_equal(made.narrow, again.narrow)
+
+    def found(fitted):
+        exact, scores = bent(fresh) @ bent(fresh).T, bent(fresh) @ fitted(fresh).T
+        best, got = (np.argsort(-of, axis=1)[:, :10] for of in (exact, scores))
+        return np.mean([len(np.intersect1d(*pair)) / 10 for pair in zip(best, got, strict=True)])
+
+    assert found(made) > found(start) + 0.015

@@ -2,6 +2,8 @@
 
 contract       which encoder and chunker made the vectors, kept in the collection's own metadata
 maps           from one space into another, in closed form
+tuning         a map trained by the new encoder's ranking, in torch
+balance        mapped and native vectors on one scale
 bridge         the maps between two encoders, documents one way and queries the other
 fitting        from vectors of the same texts to a bridge, chosen by held-out retrieval
 bridge_folder  a bridge on disk

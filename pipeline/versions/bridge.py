@@ -12,9 +12,11 @@ from typing import Literal
 import numpy as np
 
 from pipeline.errors import EncoderError
-from pipeline.versions.maps import Map, Vectors
+from pipeline.versions.maps import Map, Vectors, to_unit
 
 Direction = Literal["document", "query"]
+
+_OLD_WEIGHT = 0.5  # of the old encoder's query beside the new one's
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,18 @@ class Bridge:
         """Map queries of the new encoder float32[n, new_dims] to unit vectors float32[n, old_dims]; raises as above."""
         check_vectors(vectors, self.spec.new_dims, "the new encoder")
         return self.maps["query"][self.spec.query](vectors)
+
+    def both(self, new: Vectors, old: Vectors) -> Vectors:
+        """Queries for mapped and native documents at once, where the old encoder still answers, too.
+
+        float32[n, new_dims] of queries by the new encoder and float32[n, old_dims] by the old one: unit vectors
+        float32[n, new_dims]. A rotation keeps the old encoder's angles, so mapped documents are also ranked as it
+        ranked them: what a bridge gets wrong in the new space is held by the old one. Raises as above.
+        """
+        check_vectors(new, self.spec.new_dims, "the new encoder")
+        check_vectors(old, self.spec.old_dims, "the old encoder")
+        turned = to_unit(old @ self.maps["document"]["procrustes"].weight)
+        return to_unit(to_unit(new) + np.float32(_OLD_WEIGHT) * turned)
 
 
 def check_vectors(vectors: Vectors, dims: int, whose: str) -> None:
