@@ -106,7 +106,7 @@ def train(
         sample.vectors,
         options,
         encoder_version=sample.encoder_version,
-        watch=lambda epoch, _: observe(Progress("training", epoch, options.epochs)),
+        watch=lambda epoch, recall: observe(Progress(_stage(epoch, recall), epoch, options.epochs)),
     )
     save_codes(binarizer, out)
     spec = binarizer.spec
@@ -125,6 +125,12 @@ def train(
         "epochs": len(report.recall) - 1,
         "seconds": round(report.seconds, 1),
     }
+
+
+def _stage(epoch: int, recall: float | None) -> str:
+    if recall is None:
+        return f"training on all vectors: epoch {epoch}"
+    return f"training: epoch {epoch}, held-out recall@10 {recall:.3f}"
 
 
 def _scroll(store: Store, physical: str, contract: Contract, observe: Observer) -> Iterator[list[float]]:

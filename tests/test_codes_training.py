@@ -50,7 +50,7 @@ def test_training_from_a_random_rotation_finds_more_of_what_the_floats_find():
     "options",
     [
         TrainingOptions(dims=32, bits=2, batch=128, epochs=1),
-        TrainingOptions(dims=16, bits=3, batch=128, epochs=1, contrastive=1.0, distil=0.0),
+        TrainingOptions(dims=16, bits=3, batch=128, epochs=1, contrastive=1.0, distil=0.0, optimizer="sgd"),
         TrainingOptions(dims=48, bits=2, batch=128, epochs=1, hidden=16, layers=2),
     ],
 )
@@ -62,7 +62,8 @@ def test_every_kind_trains_and_gives_the_same_codes_for_the_same_seed(options):
     assert trained.fingerprint == again.fingerprint
     assert (trained.spec.method, trained.spec.encoder_version) == ("learned", "v9")
     assert (trained.spec.dims, trained.spec.bits) == (options.dims, options.bits)
-    assert [epoch for epoch, _ in seen] == list(range(1, len(report.recall)))
+    assert seen[: len(report.recall) - 1] == list(enumerate(report.recall[1:], 1))
+    assert seen[len(report.recall) - 1 :] == [(epoch, None) for epoch in range(1, report.best_epoch + 1)]
 
 
 def test_without_a_loss_for_float_queries_coded_ones_say_when_to_stop():

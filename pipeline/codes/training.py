@@ -29,6 +29,7 @@ _HELD_OUT, _MOST_HELD_OUT = 0.1, 2000
 _HARD_NEGATIVES = 5  # a row's positive stands against this many, as in the paper's code
 _RECALL_AT = 10
 _MOST_GRADIENT = 5.0
+_MOMENTUM, _WEIGHT_DECAY = 0.9, 1e-3
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class TrainingOptions:
     dims, bits: width of a plane (0: that of the vectors) and planes. start: what linear blocks begin at. hidden,
     layers: hidden layers of a block; 0 for linear blocks, the paper has one of 2048. contrastive, distil: weights of
     the two losses. pair_temperature, list_temperature: of the contrastive loss (the paper's), and of the floats'
-    ranking. epochs: at most; patience: epochs without a better held-out recall until it ends.
+    ranking. optimizer: Adam, or the paper's: Nesterov's momentum .9, weight decay 1e-3. epochs: at most; patience:
+    epochs without a better held-out recall until it ends.
     """
 
     dims: int = 0
@@ -51,6 +53,7 @@ class TrainingOptions:
     pair_temperature: float = 0.05
     list_temperature: float = 0.1
     batch: int = 512
+    optimizer: Literal["adam", "sgd"] = "adam"
     learning_rate: float = 1e-4
     epochs: int = 30
     patience: int = 10
@@ -63,8 +66,8 @@ class TrainingReport:
     """What a training did.
 
     recall: held-out recall@10 against the floats, after each epoch on 90 % of the vectors, first the start's; of
-    coded queries where only the contrastive loss was trained on. best_epoch: how many
-    epochs the codes had, on all vectors.
+    coded queries where only the contrastive loss was trained on. best_epoch: how many epochs the codes had, on all
+    vectors.
     """
 
     vectors: int
@@ -74,8 +77,8 @@ class TrainingReport:
     seconds: float
 
 
-Watch = Callable[[int, float], None]
-"""Called after each epoch with its number and held-out recall@10."""
+Watch = Callable[[int, float | None], None]
+"""Called after each epoch with its number and held-out recall@10; None in the training on all vectors that follows."""
 
 
 def train_codes(
@@ -108,8 +111,11 @@ def train_codes(
     linked = _pairs(unit, everything, pairs, options)
     made = _start(vectors, options)
     if best:
-        again = _epochs(made, unit, linked, options)
-        made = next(trained for epoch, trained in again if epoch == best)
+        for epoch, trained in _epochs(made, unit, linked, options):
+            watch(epoch, None)
+            if epoch == best:
+                made = trained
+                break
     spec = replace(made.spec, method="learned", encoder_version=encoder_version)
     seconds = time.perf_counter() - since
     return replace(made, spec=spec), TrainingReport(len(unit), len(linked), tuple(recall), best, seconds)
@@ -180,7 +186,7 @@ def _epochs(
     network = BinarizerNetwork(start, options.hidden, options.layers)
     rows = torch.from_numpy(unit)
     steps = max(1, len(linked) // options.batch)
-    optimizer = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    optimizer = _optimizer(network, options)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * steps)
     for epoch in range(1, options.epochs + 1):
         network.train()
@@ -193,6 +199,15 @@ def _epochs(
             schedule.step()
         network.eval()
         yield epoch, network.fold(start.spec)
+
+
+def _optimizer(network: BinarizerNetwork, options: TrainingOptions) -> torch.optim.Optimizer:
+    if options.optimizer == "adam":
+        return torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    weights = [each for each in network.parameters() if each.ndim > 1]
+    others = [each for each in network.parameters() if each.ndim == 1]  # biases, and of batch normalisation
+    groups = [{"params": weights, "weight_decay": _WEIGHT_DECAY}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.SGD(groups, lr=options.learning_rate, momentum=_MOMENTUM, nesterov=True)
 
 
 def _loss(network: BinarizerNetwork, left: Tensor, right: Tensor, options: TrainingOptions) -> Tensor:
@@ -223,9 +238,8 @@ def _distil(
 
 def _hard_pairs(cosines: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Cross entropy of each row's positive, on the diagonal, against its highest negatives in the batch."""
-    same = (rows @ columns.T) >= (rows * columns).sum(
-        dim=1, keepdim=True
-    )  # nearer than the pair: no negative
+    pair = (rows * columns).sum(dim=1, keepdim=True)
+    same = (rows @ columns.T) >= pair  # nearer than the pair: no negative
     negatives = cosines.masked_fill(same, -1e9).topk(min(_HARD_NEGATIVES, len(cosines) - 1), dim=1).values
     logits = torch.cat([cosines.diagonal()[:, None], negatives], dim=1)
     return torch.nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.long))
