@@ -30,6 +30,7 @@ from pipeline.cli.report import (
     stray,
 )
 from pipeline.cli.running import counted, draining, executor_of, report, say_held
+from pipeline.cli.versions import versions_app
 from pipeline.errors import CollectionHeld, UsageError
 from pipeline.evaluation import evaluate_retrieval, read_queries
 from pipeline.ingest import history
@@ -46,6 +47,7 @@ app = typer.Typer(
 evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(codes_app, name="codes")
+app.add_typer(versions_app, name="versions")
 app.add_typer(encoders_app, name="encoders")
 app.command()(forget)
 

@@ -51,7 +51,7 @@ def embed_judged(
     try:
         check(encoder.spec.version)
         with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
-            settings, source = _open(documents, settings, Path(scratch))
+            settings, source = open_judged(documents, settings, Path(scratch))
             chunks = embed_chunks(source, settings, encoder, observe)
         asked = encoder.encode_queries(texts)
     finally:
@@ -62,7 +62,7 @@ def embed_judged(
     return judged, encoder.spec.version
 
 
-def _open(documents: str, settings: Settings, scratch: Path) -> tuple[Settings, Source]:
+def open_judged(documents: str, settings: Settings, scratch: Path) -> tuple[Settings, Source]:
     """Open the documents with their titles; judged sets keep them apart, and half of them have none."""
     if settings.source.text == ("text",) and not settings.source.template:
         titled = settings.source.model_copy(update={"text": ("title", "text")})

@@ -1,0 +1,110 @@
+"""A bridge fitted from documents: a sample of their chunks, and a sentence of each, embedded by both encoders."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.chunking.boundaries import sentence_starts
+from pipeline.config import Settings
+from pipeline.encoders import Encoder, describe, load_plain_encoder
+from pipeline.errors import EncoderError, UsageError
+from pipeline.lane.embedding import embed_texts, read_chunks
+from pipeline.schemas import Observer, Progress
+from pipeline.sources import open_source
+from pipeline.versions import BridgeOptions, fit_bridge, save_bridge
+from pipeline.versions.bridge_folder import SPEC
+from pipeline.versions.fitting import LEAST_TEXTS
+
+_LEAST_WORDS = 4  # of a sentence that stands for a query
+
+
+def build_bridge(
+    before: Settings,
+    after: Settings,
+    sample: str,
+    out: Path,
+    observe: Observer,
+    *,
+    texts: int,
+    seed: int,
+    trained: bool,
+) -> dict[str, Any]:
+    """Fit a bridge between the encoders of two settings on `texts` chunks of a sample, drawn at random.
+
+    A crash leaves no bridge. Raises EncoderError for the same encoder twice or too few chunks, UsageError where `out`
+    holds a bridge already. Returns the report as JSON values.
+    """
+    if (out / SPEC).exists():
+        raise UsageError(f"{out} holds a bridge already", "A new folder", "Choose another --out")
+    since = time.perf_counter()
+    observe(Progress("preparing the encoders"))
+    old, new = (describe(settings.encoder).plain for settings in (before, after))
+    if old.version == new.version:
+        raise EncoderError(
+            f"{old.source} and {new.source} are one encoder, version {old.version[:12]}",
+            "Two encoders of different versions",
+            "Nothing has to be bridged: their vectors can be compared",
+        )
+    encoder = load_plain_encoder(before.encoder)
+    try:
+        chunks = _drawn(sample, before, encoder, texts, seed, observe)
+        sentences = [_sentence(text, np.random.default_rng([seed, n])) for n, text in enumerate(chunks)]
+        first = embed_texts(chunks, encoder, observe), encoder.encode_queries(sentences)
+    finally:
+        encoder.close()
+    encoder = load_plain_encoder(after.encoder)
+    try:
+        second = embed_texts(chunks, encoder, observe), encoder.encode_queries(sentences)
+    finally:
+        encoder.close()
+    options = BridgeOptions(old.version, new.version, old.source, new.source, seed, trained)
+    bridge = fit_bridge(
+        first[0],
+        second[0],
+        options,
+        (first[1], second[1]),
+        lambda method: observe(Progress(f"fitting: {method}")),
+    )
+    save_bridge(bridge, out)
+    return {
+        "out": str(out),
+        "fingerprint": bridge.fingerprint,
+        "texts": len(chunks),
+        "old": {"model": old.source, "version": old.version, "dims": old.dims},
+        "new": {"model": new.source, "version": new.version, "dims": new.dims},
+        "document": bridge.spec.document,
+        "query": bridge.spec.query,
+        "held_out": bridge.figures,
+        "seconds": round(time.perf_counter() - since, 1),
+    }
+
+
+def _drawn(
+    uri: str, settings: Settings, encoder: Encoder, texts: int, seed: int, observe: Observer
+) -> list[str]:
+    """As many different chunks of the sample, drawn at random."""
+    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+        found = read_chunks(open_source(uri, settings.source, Path(scratch)), settings, encoder, observe)
+    different = list(dict.fromkeys(found.texts))  # a text that comes twice would be known when it is held out
+    if len(different) < LEAST_TEXTS:
+        raise EncoderError(
+            f"{len(different)} different chunks in {uri}",
+            f"At least {LEAST_TEXTS}",
+            "Give a larger --sample: 2,000 texts of the collection itself are a good start",
+        )
+    picked: NDArray[np.int64] = np.random.default_rng(seed).permutation(len(different))[:texts]
+    return [different[row] for row in picked]
+
+
+def _sentence(text: str, generator: np.random.Generator) -> str:
+    """One of a chunk's sentences, of a question's length rather than a chunk's; the chunk where it has none."""
+    ends = [*sentence_starts(text), len(text)]
+    sentences = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
+    whole = [sentence for sentence in sentences if len(sentence.split()) >= _LEAST_WORDS]
+    return str(generator.choice(whole)) if whole else text
