@@ -210,6 +210,16 @@ class WatchConfig(Section):
         return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60}[match[2]] if match else value
 
 
+class GateConfig(Section):
+    """What a version must show before readers are moved to it."""
+
+    sample: int = Field(default=400, ge=1)
+    least: int = Field(default=20, ge=2)
+    tolerance: float = Field(default=0.01, ge=0, lt=1)
+    ann_recall: float = Field(default=0.95, ge=0, le=1)
+    max_latency_s: float = Field(default=1.0, gt=0)
+
+
 class Settings(BaseSettings):
     """Everything a run needs to know; frozen, comparable, picklable."""
 
@@ -227,6 +237,7 @@ class Settings(BaseSettings):
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
     watch: WatchConfig = WatchConfig()
+    gate: GateConfig = GateConfig()
 
     @classmethod
     def settings_customise_sources(

@@ -1,9 +1,9 @@
-"""A plot as SVG: quality against bytes, a logarithmic axis, one point a method."""
+"""Plots as SVG: quality against bytes, one point a method; what each query gained or lost."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -44,6 +44,27 @@ def draw_quality(rows: Sequence[Row], file: Path, title: str = "") -> None:
             parts += _point(row, across(size), up(row.kept), [up(end) for end in row.kept_interval], label)
     parts.append(f'<text x="{_WIDTH - _RIGHT + 20}" y="{_HEIGHT - 12}">bytes a vector</text></svg>\n')
     file.write_text("".join(parts), encoding="utf-8")
+
+
+def draw_differences(sets: Mapping[str, Sequence[float]], file: Path, title: str = "") -> None:
+    """Draw each set's differences, one bar a query, in ascending order; what was lost is red."""
+    height = (_HEIGHT - _TOP) / max(len(sets), 1)
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
+        f'font-family="sans-serif" font-size="11"><text x="{_LEFT}" y="14">{escape(title)}</text>'
+    ]
+    for number, (name, differences) in enumerate(sets.items()):
+        middle, reach = _TOP + (number + 0.5) * height, 0.4 * height
+        most = max(map(abs, differences), default=0) or 1
+        step = (_WIDTH - _LEFT - _RIGHT) / max(len(differences), 1)
+        parts.append(f'<path d="M{_LEFT} {middle:.1f}H{_WIDTH - _RIGHT}" stroke="#bbb"/>')
+        for place, value in enumerate(sorted(differences)):
+            x, y = _LEFT + (place + 0.5) * step, middle - value / most * reach
+            colour = "#c33" if value < 0 else "#06c"
+            parts.append(f'<path d="M{x:.1f} {middle:.1f}V{y:.1f}" stroke="{colour}"/>')
+        label = f'x="{_WIDTH - _RIGHT + 8}" y="{middle:.1f}" font-size="9"'
+        parts.append(f"<text {label}>{escape(name[-36:])}, ±{most:.2f}</text>")
+    file.write_text("".join(parts) + "</svg>\n", encoding="utf-8")
 
 
 def _point(row: Row, x: float, y: float, ends: Sequence[float], label: float) -> list[str]:

@@ -247,7 +247,7 @@ def _result(hit: Hit, payload: dict[str, Any], profile: Profile) -> Result:
 def _load(contract: Contract, how: EncoderConfig, alias: str) -> Encoder:
     """The contract's encoder, run as `how` says."""
     try:
-        return load_plain_encoder(_encoder_of(contract, how))
+        return load_plain_encoder(contract.encoder_config(how))
     except EncoderError as error:
         if how.model != DEFAULT_ENCODER:
             raise
@@ -256,15 +256,3 @@ def _load(contract: Contract, how: EncoderConfig, alias: str) -> Encoder:
             error.need,
             f"{error.do}; if the model has moved, say where it is with --encoder",
         ) from error
-
-
-def _encoder_of(contract: Contract, how: EncoderConfig) -> EncoderConfig:
-    return how.model_copy(
-        update={
-            "model": contract.model if how.model == DEFAULT_ENCODER else how.model,
-            "precision": contract.precision,
-            "max_tokens": contract.max_tokens,
-            "document_prompt": contract.document_prompt,
-            "query_prompt": contract.query_prompt,
-        }
-    )

@@ -1,0 +1,117 @@
+"""What a gate asks both versions: judged queries, queries without judgements, or sentences of stored chunks.
+
+A sentence is a known item: a version that is any good finds the document that it was taken from.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import uuid
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipeline.chunking.boundaries import sentence_starts
+from pipeline.errors import UsageError
+from pipeline.evaluation import Qrels, read_qrels, read_queries
+from pipeline.stores import OURS, Store, profile_named
+
+_LEAST_WORDS = 4
+_PAGE = 200
+
+
+@dataclass(frozen=True)
+class Questions:
+    """Queries by id, and what is relevant to each; `judged` by people, or known to be where the query is from."""
+
+    texts: Mapping[str, str]
+    relevant: Qrels
+    judged: bool
+    source: str
+
+
+def read_questions(queries: Path, qrels: Path) -> Questions:
+    """Judged queries of two Parquet files; only those with a relevant document count.
+
+    Raises UsageError where there is none, and as `read_queries` and `read_qrels` do.
+    """
+    judgements = read_qrels(qrels)
+    ids, texts = read_queries(queries)
+    asked = {
+        id: text
+        for id, text in zip(ids, texts, strict=True)
+        if text.strip() and any(grade > 0 for grade in judgements.get(id, {}).values())
+    }
+    if not asked:
+        raise UsageError(
+            f"no query of {queries} has a relevant document in {qrels}",
+            "Judgements of these queries: query_id is the id of a query",
+            "Check --queries and --qrels",
+        )
+    return Questions(asked, {id: judgements[id] for id in asked}, True, str(queries))
+
+
+def sample_questions(store: Store, physical: str, profile: str, count: int, seed: int = 0) -> Questions:
+    """Sentences of `count` chunks drawn by a seed, one each; fewer where there are fewer, or texts are not stored."""
+    texts, relevant = {}, {}
+    choose = random.Random(seed)
+    for payload in sample_payloads(store, physical, count, seed):
+        ours = payload[OURS]
+        sentence = _sentence(_text(payload, profile), choose)
+        if sentence:
+            id = f"{ours['document_id']}#{ours['chunk_index']}"
+            texts[id], relevant[id] = sentence, {ours["document_id"]: 1}
+    return Questions(texts, relevant, False, "sentences of stored chunks")
+
+
+def sample_payloads(store: Store, physical: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """The payloads of `count` points of ours, from a place that the seed says on.
+
+    Ids are hashes, so points in the order of their ids come in no order.
+    """
+    start = str(uuid.UUID(int=random.Random(seed).getrandbits(128)))
+    for first, stop in ((start, None), (None, start)):
+        offset: str | None = first
+        while count > 0:
+            records, offset = store.scroll(physical, limit=min(count, _PAGE), offset=offset)
+            inside = [one for one in records if stop is None or str(one.id) < stop]
+            ours = [dict(one.payload) for one in inside if one.payload and OURS in one.payload]
+            yield from ours
+            count -= len(ours)
+            if offset is None or len(inside) < len(records):
+                break
+
+
+def texts_of(store: Store, physical: str, profile: str) -> tuple[list[str], list[str]]:
+    """The documents' ids and the texts of all chunks of ours, in memory."""
+    owners, texts = [], []
+    offset: str | None = None
+    while True:
+        records, offset = store.scroll(physical, limit=_PAGE, offset=offset)
+        for payload in (one.payload for one in records if one.payload and OURS in one.payload):
+            owners.append(payload[OURS]["document_id"])
+            texts.append(_text(payload, profile))
+        if offset is None:
+            return owners, texts
+
+
+def _text(payload: Mapping[str, Any], profile: str) -> str:
+    try:
+        return profile_named(profile).read(payload)[0]
+    except KeyError:  # a collection that keeps no text
+        return ""
+
+
+def _sentence(text: str, choose: random.Random) -> str:
+    """One of a text's sentences, or half the words of one that is a single sentence; "" where there is none."""
+    starts = [0, *sentence_starts(text), len(text)]
+    sentences = [" ".join(text[a:b].split()) for a, b in itertools.pairwise(starts)]
+    whole = [one for one in sentences if len(one.split()) >= _LEAST_WORDS]
+    if len(whole) > 1:
+        return choose.choice(whole)
+    words = text.split()
+    half = len(words) // 2
+    begin = choose.randrange(len(words) - half + 1) if words else 0
+    return " ".join(words[begin : begin + half]) if half >= _LEAST_WORDS else ""

@@ -1,0 +1,377 @@
+"""The gate: what passes, what holds, what fails; decided from values, and on collections."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import types
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from documents import WORDS
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipeline.config import EncoderConfig, Settings, StoreConfig
+from pipeline.errors import UsageError
+from pipeline.evaluation.bm25 import rank_by_words
+from pipeline.schemas import digest, point_id
+from pipeline.search import Searcher
+from pipeline.stores import Points, Store, collection, open_store, profile_named
+from pipeline.upgrade.completeness import checks_of, compare_versions
+from pipeline.upgrade.decision import (
+    Check,
+    exit_code_of,
+    judge_difference,
+    judge_share,
+    outcome_of,
+    paired,
+)
+from pipeline.upgrade.gate import Golden, judge
+from pipeline.upgrade.questions import read_questions, sample_questions
+from pipeline.upgrade.report import write_report
+from pipeline.upgrade.tasks import MTEB, answer_task, of_mteb, open_task
+from pipeline.versions import Contract
+
+DIMS = 512
+STORE = StoreConfig(url="memory:", collection="docs")
+
+differences = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=60).map(np.array)
+
+
+@given(differences, st.floats(0, 0.2), st.integers(2, 40))
+def test_only_what_is_certain_passes(values, tolerance, least):
+    found = paired(values)
+    assert found.low <= found.mean + 1e-9
+    assert found.mean <= found.high + 1e-9
+    outcome, sentence = judge_difference(found, tolerance, least)
+    if len(values) < least:
+        assert (outcome, str(least) in sentence) == ("hold", True)
+    elif found.high < 0:
+        assert outcome == "fail"
+    else:
+        assert (outcome == "pass") == (found.low >= -tolerance)
+
+
+@given(st.lists(st.sampled_from(["pass", "hold", "fail"]), max_size=6))
+def test_a_verdict_is_its_worst_check(outcomes):
+    verdict = outcome_of([Check("c", one, None, "", "") for one in outcomes])
+    order = ["pass", "hold", "fail"]
+    assert verdict == max(outcomes, key=order.index, default="hold")
+    assert exit_code_of(verdict) == {"pass": 0, "hold": 5, "fail": 6}[verdict]
+
+
+def test_equal_is_not_worse_and_a_little_but_certainly_worse_is():
+    assert judge_difference(paired(np.zeros(30)), 0, 20)[0] == "pass"
+    assert judge_difference(paired(np.full(30, -0.001)), 0.01, 20)[0] == "fail"
+    assert judge_difference(paired(np.full(30, 0.2)), 0, 20)[0] == "pass"
+
+
+def test_undecided_says_how_many_queries_are_needed():
+    values = np.tile([0.3, -0.3, 0.1, -0.1], 10)
+    outcome, sentence = judge_difference(paired(values), 0.01, 20)
+    assert outcome == "hold"
+    needed = int(sentence.split("about ")[1].split(" queries")[0].replace(",", ""))
+    assert needed > 1000
+    # So many of the same kind decide it.
+    assert judge_difference(paired(np.tile(values, needed // 40 + 1)), 0.012, 20)[0] == "pass"
+
+
+def test_a_share_below_its_bar_fails():
+    assert judge_share(paired(np.ones(30)), 0.95, 20)[0] == "pass"
+    assert judge_share(paired(np.full(30, 0.9)), 0.95, 20)[0] == "fail"
+    assert judge_share(paired(np.tile([1.0, 0.9], 15)), 0.95, 20)[0] == "hold"
+    assert judge_share(paired(np.ones(5)), 0.95, 20)[0] == "hold"
+
+
+# --- on collections
+
+
+class Words:
+    """An encoder of bags of words: `forgetting` of the words count for nothing, which makes it worse."""
+
+    def __init__(self, seed: int, forgetting: float = 0.0) -> None:
+        self.seed, self.forgetting = seed, forgetting
+
+    def word(self, word: str) -> np.ndarray:
+        number = int.from_bytes(hashlib.sha256(f"{self.seed} {word}".encode()).digest()[:8], "big")
+        draw = np.random.default_rng(number)
+        row = draw.normal(size=DIMS)
+        return row if draw.random() >= self.forgetting else row * 0
+
+    def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
+        rows = [sum(map(self.word, text.lower().split()), np.full(DIMS, 0.01)) for text in texts]
+        return np.stack(rows).astype(np.float32)
+
+    def close(self) -> None:
+        pass
+
+
+def texts(count: int) -> dict[str, str]:
+    draw = random.Random(7)
+    return {
+        f"d{n}": f"{' '.join(draw.sample(WORDS, 6))} no {n} stands. {' '.join(draw.sample(WORDS, 6))} item {n} ends."
+        for n in range(count)
+    }
+
+
+def version(
+    store: Store, encoder: Words, documents: dict[str, str], alias: str, said: str, **heads: dict[str, object]
+) -> Searcher:
+    """A collection of one chunk a document; `heads` changes what the heads of documents say."""
+    contract = Contract(said, "m", "fp32", 64, "", "", "c", "", DIMS, "cosine", "plain")
+    physical = collection.create(store, alias, STORE, DIMS, contract.metadata())
+    ids, payloads = [], []
+    for name, text in documents.items():
+        ours = {"document_id": name, "namespace": "", "chunk_index": 0, "chunk_count": 1, "start": 0}
+        ours |= {"end": len(text), "sequence": 0, "encoder_version": said}
+        ours |= {"text_hash": digest(text), "metadata_hash": digest("{}")} | heads.get(name, {})
+        ids.append(point_id("", name, 0))
+        payloads.append(profile_named("plain").write(ids[-1], text, {}, ours))
+    if ids:
+        store.upsert(physical, Points(ids, {"": encoder.encode_queries(list(documents.values()))}, payloads))
+    return Searcher(store, physical, contract, encoder)
+
+
+@pytest.fixture
+def store() -> Iterator[Store]:
+    opened = open_store(STORE)
+    yield opened
+    for left in opened.get_collections().collections:
+        opened.delete_collection(left.name)
+
+
+Both = Callable[..., tuple[Searcher, Searcher]]
+
+
+@pytest.fixture
+def both(store) -> Both:
+    def make(
+        old: Words, new: Words, documents: dict[str, str], after=None, **heads
+    ) -> tuple[Searcher, Searcher]:
+        return (
+            version(store, old, documents, "docs", "a"),
+            version(store, new, documents if after is None else after, "docs@next", "b", **heads),
+        )
+
+    return make
+
+
+def checks(store: Store, sides: tuple[Searcher, Searcher]) -> tuple[object, dict[str, Check]]:
+    found = compare_versions(store, *((side.physical, side.contract) for side in sides))
+    return found, {check.name: check for check in checks_of(found)}
+
+
+def test_all_documents_and_no_others(store, both):
+    found, by_name = checks(store, both(Words(0), Words(1), texts(50)))
+    assert {check.outcome for check in by_name.values()} == {"pass"}
+    assert (found.documents, found.points, found.versions) == (50, 50, {"b": 50})
+
+
+def test_a_missing_a_changed_and_an_extra_document_are_found(store, both):
+    documents = texts(50)
+    after = {**documents, "extra": "more of it", "d3": documents["d3"] + " edited"}
+    del after["d7"]
+    patched = {"metadata_hash": digest('{"year":1}')}
+    found, by_name = checks(
+        store, both(Words(0), Words(1), documents, after, d9=patched, d11={"sequence": 3})
+    )
+    assert (found.missing, found.changed, found.extra) == (1, 3, 1)
+    assert found.samples == {"missing": ["d7"], "changed": ["d11", "d3", "d9"], "extra": ["extra"]}
+    assert by_name["documents"].outcome == "fail"
+    assert "d7" in by_name["documents"].sentence
+
+
+def test_a_document_that_is_being_changed_holds(store, both):
+    found, by_name = checks(store, both(Words(0), Words(1), texts(9), d2={"writing": True}))
+    assert (found.writing, found.changed) == (1, 0)
+    assert by_name["documents"].outcome == "hold"
+
+
+def test_points_of_a_version_that_the_contract_does_not_list_fail(store, both):
+    sides = both(Words(0), Words(1), texts(9), d2={"encoder_version": "a"}, d5={"chunk_count": 2})
+    found, by_name = checks(store, sides)
+    assert (found.foreign, found.promised, found.points) == (1, 10, 9)
+    assert by_name["points"].outcome == "fail"
+
+
+def gate(store: Store, sides: tuple[Searcher, Searcher], golden: Golden = Golden(), **bars: object):
+    settings = Settings(store=STORE, gate={"max_latency_s": 30, **bars})
+    return judge(store, *sides, golden, settings)
+
+
+def outcomes(verdict) -> dict[str, str]:
+    return {check.name.partition(":")[0]: check.outcome for check in verdict.checks}
+
+
+def test_another_encoder_that_finds_as_much_passes(store, both):
+    verdict = gate(store, both(Words(0), Words(1), texts(120)), tolerance=0.1)
+    assert (verdict.outcome, verdict.exit_code, verdict.why) == ("pass", 0, "")
+    assert verdict.compared[0].new["MRR@10"] > 0.9
+
+
+def test_a_worse_encoder_of_the_same_dimension_is_refused(store, both, tmp_path):
+    verdict = gate(store, both(Words(0), Words(1, forgetting=0.8), texts(120)))
+    assert (verdict.outcome, verdict.exit_code) == ("fail", 6)
+    assert outcomes(verdict)["ranking"] == "fail"
+    assert "worse" in verdict.why
+    write_report(verdict, tmp_path / "report")
+    said = json.loads((tmp_path / "report/verdict.json").read_text())
+    assert said["verdict"] == "fail"
+    worst = said["compared"][0]["worst"]
+    assert worst[0]["difference"] == min(one["difference"] for one in worst) < 0
+    shown = (tmp_path / "report/report.md").read_text()
+    assert "Gate: fail" in shown
+    assert worst[0]["query"] in shown
+    drawn = ElementTree.parse(tmp_path / "report/differences.svg").getroot()
+    assert len(drawn.findall("{*}path")) == 1 + said["compared"][0]["queries"]
+
+
+def test_vectors_of_one_encoder_asked_by_another_are_refused(store, both):
+    old, new = both(Words(0), Words(0), texts(120))
+    new.encoder = Words(1)  # as if what made the points had been mixed up
+    assert outcomes(gate(store, (old, new)))["ranking"] == "fail"
+
+
+def test_too_few_hold(store, both):
+    verdict = gate(store, both(Words(0), Words(1), texts(12)))
+    assert (verdict.outcome, verdict.exit_code) == ("hold", 5)
+    assert "at least 20" in verdict.why
+
+
+def test_an_empty_collection_holds(store, both):
+    assert gate(store, both(Words(0), Words(1), {})).outcome == "hold"
+
+
+def parquet(file: Path, **columns: object) -> Path:
+    pq.write_table(pa.table(columns), file)
+    return file
+
+
+def judged(folder: Path, documents: dict[str, str]) -> tuple[Path, Path]:
+    ids = list(documents)
+    queries = parquet(
+        folder / "queries.parquet", id=ids, text=[" ".join(documents[d].split()[:6]) for d in ids]
+    )
+    qrels = parquet(folder / "qrels.parquet", query_id=ids, document_id=ids, relevance=[1] * len(ids))
+    return queries, qrels
+
+
+def test_judged_queries_are_compared_with_words_alone(store, both, tmp_path):
+    documents = texts(60)
+    queries, qrels = judged(tmp_path, documents)
+    verdict = gate(store, both(Words(0), Words(1), documents), Golden(queries, qrels), tolerance=0.1)
+    assert verdict.outcome == "pass"
+    assert verdict.compared[0].words["nDCG@10"] > 0.9
+    verdict = gate(store, both(Words(0), Words(1, forgetting=0.9), documents), Golden(queries, qrels))
+    assert outcomes(verdict)["ranking"] == "fail"
+    assert outcomes(verdict)["words"] == "hold"  # not refused for that alone
+
+
+def test_queries_without_judgements_say_how_much_answers_change(store, both, tmp_path):
+    documents = texts(60)
+    queries, _ = judged(tmp_path, documents)
+    same = gate(store, both(Words(0), Words(0), documents), Golden(queries))
+    other = gate(store, both(Words(0), Words(1), documents), Golden(queries))
+    assert same.overlap == 1
+    assert other.overlap < 0.9
+    assert not other.compared[0].judged
+
+
+def test_a_slow_version_fails(store, both):
+    assert outcomes(gate(store, both(Words(0), Words(1), texts(30)), max_latency_s=1e-6))["latency"] == "fail"
+
+
+def test_a_graph_that_misses_neighbours_fails(store, both, monkeypatch):
+    old, new = both(Words(0), Words(1), texts(60))
+    find = new.find
+
+    def lossy(vectors, limit=10, where=(), by_document=False, exact=False):
+        found = find(vectors, limit, where, by_document, exact)
+        return found if exact or by_document else [one[:7] for one in found]
+
+    monkeypatch.setattr(new, "find", lossy)
+    verdict = gate(store, (old, new))
+    assert outcomes(verdict)["graph"] == "fail"
+    assert {check.name: check.number for check in verdict.checks}["graph"] == pytest.approx(0.7)
+
+
+def test_sampled_sentences_are_drawn_by_their_seed(store, both):
+    old, _ = both(Words(0), Words(1), texts(80))
+    first, again, other = (sample_questions(store, old.physical, "plain", 40, seed) for seed in (0, 0, 1))
+    assert first == again != other
+    assert len(first.texts) == len(other.texts) == 40
+    assert all(len(text.split()) >= 4 for text in first.texts.values())
+    everything = sample_questions(store, old.physical, "plain", 1000, 3)
+    assert len(everything.texts) == 80  # each once, from wherever it began
+
+
+def test_judgements_of_other_queries_are_said(tmp_path):
+    queries = parquet(tmp_path / "q.parquet", id=["a"], text=["b"])
+    qrels = parquet(tmp_path / "r.parquet", query_id=["x"], document_id=["y"], relevance=[1])
+    with pytest.raises(UsageError, match="no query of"):
+        read_questions(queries, qrels)
+
+
+def test_words_rank_what_shares_them():
+    found = rank_by_words(
+        ["a river bends", "stones", "river and stone"], ["x", "y", "x"], ["river", "zebra", "of"], 5
+    )
+    assert found == [["x"], [], []]
+    assert rank_by_words([], [], ["river"], 5) == [[]]
+
+
+# --- tasks
+
+
+def beir(folder: Path) -> Path:
+    documents = texts(24)
+    (folder / "qrels").mkdir(parents=True)
+    rows = [json.dumps({"_id": d, "title": "", "text": text}) for d, text in documents.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(rows))
+    queries = {f"q{d}": text.split(". ")[0] for d, text in documents.items()}
+    (folder / "queries.jsonl").write_text(
+        "\n".join(json.dumps({"_id": q, "text": text}) for q, text in queries.items())
+    )
+    pairs = "".join(f"q{d}\t{d}\t1\n" for d in documents)
+    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + pairs)
+    return folder
+
+
+def test_a_task_is_answered_by_both_encoders_and_by_words(tmp_path, tiny_model, other_model, encoder_cache):
+    task = open_task(str(beir(tmp_path / "task")))
+    old, new = (EncoderConfig(model=str(one), cache=str(encoder_cache)) for one in (tiny_model, other_model))
+    found = answer_task(task, Settings(), old, new, lambda _: None)
+    assert len(found.questions.texts) == len(found.old) == len(found.new) == 24
+    assert all(len(documents) == 10 for documents in found.new.values())
+    assert [found.words[f"q{d}"][0] for d in texts(24)] == list(texts(24))
+    assert found.old != found.new
+
+
+def test_a_task_of_mteb_is_read_as_it_lies_there(tmp_path):
+    folder = open_task(str(beir(tmp_path)))
+    data = {
+        "corpus": [{"id": d, "title": title, "text": text} for d, title, text in folder.documents],
+        "queries": [{"id": id, "text": text} for id, text in folder.queries.items()],
+        "relevant_docs": folder.qrels,
+        "top_ranked": None,
+    }
+    task = types.SimpleNamespace(
+        load_data=lambda: None,
+        convert_v1_dataset_format_to_v2=lambda num_proc: None,
+        dataset={"default": {"test": data}},
+    )
+    assert of_mteb(task, folder.name) == folder
+
+
+def test_what_is_no_task_is_said(tmp_path):
+    with pytest.raises(UsageError, match=r"corpus\.jsonl"):
+        open_task(str(tmp_path))
+    with pytest.raises(UsageError, match="mteb is not installed"):
+        open_task(MTEB + "NFCorpus")
