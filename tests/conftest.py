@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -20,6 +21,11 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # else Ray leaves a token in
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 for name in [name for name in os.environ if name.startswith("HEADWATER_")]:
     del os.environ[name]  # the developer's own settings are not the tests'
+
+
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("tests", deadline=None)
+hypothesis.settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

@@ -83,7 +83,7 @@ def cut(name: str, text: str, budget: int = 24, **config) -> list[str]:
     return [row["text"] for row in chunks(Chunker(FAMILIES[name], ChunkingConfig(**config), budget), text)]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(texts, st.sampled_from(list(FAMILIES)), st.integers(13, 40), st.integers(0, 4), st.booleans())
 def test_every_chunk_fits_points_into_the_text_and_nothing_is_lost(text, name, budget, overlap, markdown):
     config = ChunkingConfig(overlap_tokens=overlap, format="markdown" if markdown else "plain")

@@ -93,7 +93,7 @@ def test_byte_level_tokens_of_one_character_are_no_place_for_a_word():
     assert sum(found[1:] == Boundary.WORD) == 1
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(markdown_texts, st.sampled_from([1, 15, 60]))
 @example("```\na\n\n# no heading\n```\n\n# Heading\n", 1)
 def test_blocks_lie_in_the_text_and_in_order(text, size):

@@ -20,7 +20,7 @@ def memory():
     return store
 
 
-quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+quick = settings(max_examples=150, suppress_health_check=list(HealthCheck))
 
 
 @given(histories.HISTORIES)

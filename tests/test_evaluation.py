@@ -94,7 +94,7 @@ def searches(draw):
 
 
 @given(searches(), st.integers(1, 15), st.sampled_from([1, 2, 7, 40, 1 << 24]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_ranking_in_blocks_of_any_size_is_the_naive_ranking(search, k, block_scores):
     queries, vectors, owners = search
     documents, scores = rank(queries, vectors, owners, k, block_scores)

@@ -315,7 +315,7 @@ def test_a_large_document_is_a_batch_of_its_own(tmp_path):
         file.unlink()
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=25)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=25)
 @given(
     st.lists(st.integers(1, 3000), min_size=1, max_size=40),
     st.sampled_from(ALL),

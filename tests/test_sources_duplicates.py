@@ -32,7 +32,7 @@ def keys_of(rows) -> Keys:
     return Keys(pa.array(ids, pa.string()), pa.array(namespaces, pa.string()), np.array(sequences, np.int64))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
 @given(st.lists(row, max_size=60), st.sampled_from([1, 2, 7, 1000]))
 def test_the_same_rows_lose_as_in_a_dictionary_however_little_memory(tmp_path, rows, limit):
     spool = tmp_path / "keys"
@@ -65,7 +65,7 @@ def read(source, config):
     return documents, rejected
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(
     st.lists(
         st.tuples(st.sampled_from([None, "", "a", "b", "c"]), st.integers(0, 3)), min_size=1, max_size=40

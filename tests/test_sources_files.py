@@ -262,7 +262,7 @@ def test_other_filesystems_by_fsspec(tmp_path):
         memory.rm("/sources", recursive=True)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
 @given(st.integers(1, 60), st.integers(1, 9))
 def test_splits_of_a_file_cover_its_rows_once(tmp_path_factory, rows, group):
     folder = tmp_path_factory.mktemp("splits")

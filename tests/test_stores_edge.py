@@ -296,7 +296,7 @@ def fields(n, salt):
 
 
 @given(st.lists(STEP, max_size=12))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_it_answers_as_the_memory_store_does(tmp_path_factory, steps):
     folder = tmp_path_factory.mktemp("edge")
     edge, memory = EdgeStore.open(folder, batch_points=5), LocalStore.in_memory()

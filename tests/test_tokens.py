@@ -76,7 +76,7 @@ def test_tokens_are_typed_and_point_into_the_text():
     assert len(MINI_LM.tokenize("").ids) == len(MINI_LM.tokenize("\u200b \x00").ids) == 0
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(texts)
 def test_tokenizing_in_segments_equals_one_go(text):
     with pytest.MonkeyPatch.context() as patch:
@@ -87,7 +87,7 @@ def test_tokenizing_in_segments_equals_one_go(text):
             assert list(zip(made.starts.tolist(), made.ends.tolist(), strict=True)) == whole.offsets
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(texts)
 def test_a_clean_tokenizer_gives_a_text_the_tokens_of_its_pieces(text):
     for place in (found.start() for found in SPACE.finditer(text)):
@@ -95,7 +95,7 @@ def test_a_clean_tokenizer_gives_a_text_the_tokens_of_its_pieces(text):
         assert before + after == in_one_go(MINI_LM, text).ids
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(texts)
 def test_model_input_is_what_the_post_processor_makes(text):
     for prompt in ("", "query: "):
