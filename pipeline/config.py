@@ -220,6 +220,12 @@ class GateConfig(Section):
     max_latency_s: float = Field(default=1.0, gt=0)
 
 
+class VersionsConfig(Section):
+    """How long what an upgrade has replaced is kept."""
+
+    keep_s: float = Field(default=604800.0, ge=0)
+
+
 class Settings(BaseSettings):
     """Everything a run needs to know; frozen, comparable, picklable."""
 
@@ -237,6 +243,7 @@ class Settings(BaseSettings):
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
     watch: WatchConfig = WatchConfig()
+    versions: VersionsConfig = VersionsConfig()
     gate: GateConfig = GateConfig()
 
     @classmethod

@@ -24,6 +24,7 @@ HeadwaterError
     ├── LeaseLost             another run has taken the collection over
     ├── CountMismatch         the collection does not hold what a run counted
     ├── CollectionMismatch    the collection was made for another encoder, dimension or distance
+    ├── UpgradeRefused        a version of a collection must not take another's place, or go
     └── BrokenInvariant       a bug of ours: the numbers of a split do not add up
 """
 
@@ -173,6 +174,10 @@ class CountMismatch(TerminalError):
 
 class CollectionMismatch(TerminalError):
     """The collection was made for another encoder, dimension or distance."""
+
+
+class UpgradeRefused(TerminalError):
+    """A version of a collection must not take another's place, or must not go; all are as they were."""
 
 
 class BrokenInvariant(TerminalError):

@@ -37,6 +37,7 @@ from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, OURS, Profile, prof
 from pipeline.stores.scan import (
     Held,
     count_stored,
+    count_version,
     scan_documents,
     scan_heads,
     scan_points,
@@ -75,6 +76,7 @@ __all__ = [
     "Written",
     "count_held",
     "count_stored",
+    "count_version",
     "folder_of",
     "guarded",
     "hold_lease",

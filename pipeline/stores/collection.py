@@ -16,7 +16,7 @@ from qdrant_client import models
 from pipeline.codes import CodesSpec
 from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import CollectionMismatch, StoreError, UsageError
-from pipeline.stores.profiles import CHUNK_INDEX, DOCUMENT_ID, NAMESPACE, profile_named
+from pipeline.stores.profiles import CHUNK_INDEX, DOCUMENT_ID, ENCODER_VERSION, NAMESPACE, profile_named
 from pipeline.stores.store import Store
 
 OUR_INDEXES = {
@@ -91,9 +91,11 @@ def create(
     dims: int,
     metadata: dict[str, Any],
     codes: CodesSpec | None = None,
+    like: str | None = None,
 ) -> str:
     """Make an empty collection with its payload indexes, and last the alias; returns its physical name.
 
+    `like`: another version, whose payload indexes it gets, too, and one by encoder version.
     A crash in between leaves an empty collection that no alias names and nobody reads.
     """
     vectors = _vectors(config, dims, codes)
@@ -112,6 +114,9 @@ def create(
     wanted = {
         profile.path(key): models.PayloadSchemaType(kind) for key, kind in config.payload_indexes.items()
     }
+    if like:
+        wanted |= {key: info.data_type for key, info in store.get_collection(like).payload_schema.items()}
+        wanted[ENCODER_VERSION] = models.PayloadSchemaType.KEYWORD
     for key, kind in {**OUR_INDEXES, **profile.indexes, **wanted}.items():
         store.create_payload_index(physical, key, kind)
     point_aliases(store, {alias: physical})

@@ -30,6 +30,7 @@ OURS = "headwater"
 NAMESPACE = f"{OURS}.namespace"
 DOCUMENT_ID = f"{OURS}.document_id"
 CHUNK_INDEX = f"{OURS}.chunk_index"
+ENCODER_VERSION = f"{OURS}.encoder_version"
 """Payload paths of the fields that filters name."""
 
 RESERVED = frozenset({"doc_id", "_node_content", "_node_type", OURS})

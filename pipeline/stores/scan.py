@@ -10,7 +10,7 @@ from qdrant_client import models
 
 from pipeline.errors import StoreError
 from pipeline.stores.heads import Head, Key
-from pipeline.stores.profiles import CHUNK_INDEX, NAMESPACE, OURS
+from pipeline.stores.profiles import CHUNK_INDEX, ENCODER_VERSION, NAMESPACE, OURS
 from pipeline.stores.store import Store
 
 _PAGE = 1000
@@ -32,6 +32,12 @@ def count_stored(store: Store, collection_name: str) -> Held:
         store.count(collection_name, models.Filter(must=[condition])).count for condition in (head, chunk)
     )
     return Held(documents, points)
+
+
+def count_version(store: Store, collection_name: str, encoder_version: str) -> int:
+    """How many points say that this version of an encoder made their vectors; exact."""
+    made = models.FieldCondition(key=ENCODER_VERSION, match=models.MatchValue(value=encoder_version))
+    return store.count(collection_name, models.Filter(must=[made])).count
 
 
 def scan_heads(store: Store, collection_name: str, namespace: str | None) -> Iterator[list[str]]:

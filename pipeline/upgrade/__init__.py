@@ -4,4 +4,7 @@ vectors     what a stored chunk becomes in another version: embedded anew, or ma
 difference  how two versions differ, by their documents' heads
 limits      so many tokens, within these hours of the day
 mirror      brings one version in step with another (reading, writing)
+versions    which version serves, which is being built, which is kept
+candidate   the version that is being built, and how it is to be filled
+reindex     fills it
 """

@@ -50,15 +50,21 @@ class Limits:
         self.spent = 0
         self.reached = False
         self._max_tokens = max_tokens
-        self._hours = hours
+        self.hours = hours
         self._now = now
+
+    @property
+    def some(self) -> bool:
+        """Whether there is any."""
+        return self._max_tokens is not None or self.hours is not None
 
     def take(self, tokens: int) -> bool:
         """Whether so many more tokens may be embedded; from the first time that they may not, nothing may.
 
-        A run's first document is taken whatever it costs, or one that is longer would stop every run.
+        A run's first document is taken whatever it costs, or one that is longer would stop every run; 0 takes none.
         """
-        over = self._max_tokens is not None and self.spent > 0 and self.spent + tokens > self._max_tokens
+        most = self._max_tokens
+        over = most is not None and self.spent + tokens > most and (self.spent > 0 or not most)
         self.reached = self.reached or over
         if not self.reached:
             self.spent += tokens
@@ -66,8 +72,8 @@ class Limits:
 
     def wait(self, stop: threading.Event, observe: Observer) -> None:
         """Return within the hours, or once `stop` is set."""
-        if self._hours is None:
+        if self.hours is None:
             return
-        while not self._hours.hold(self._now().time()) and not stop.is_set():
-            observe(Progress(f"waiting for {self._hours.opens:%H:%M}"))
+        while not self.hours.hold(self._now().time()) and not stop.is_set():
+            observe(Progress(f"waiting for {self.hours.opens:%H:%M}"))
             stop.wait(_LOOK_S)

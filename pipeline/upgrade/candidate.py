@@ -1,0 +1,170 @@
+"""The candidate: the version that is being built, found or made, and the decision how it is to be filled."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+from pipeline.codes import load_codes
+from pipeline.config import DEFAULT_ENCODER, Settings
+from pipeline.encoders import EncoderSpec, describe, prepare_encoder
+from pipeline.errors import UpgradeRefused, UsageError
+from pipeline.job import make_chunker, make_contract
+from pipeline.stores import NEXT, Store, collection
+from pipeline.upgrade.vectors import Mapper
+from pipeline.upgrade.versions import Version, Versions, moment, record
+from pipeline.versions import Bridge, Contract, load_bridge
+
+
+class Way(StrEnum):
+    """How a collection gets to another encoder."""
+
+    NOTHING = "nothing to do"
+    IN_PLACE = "in place"
+    FAMILY = "compatible family"
+    PAYLOAD = "blue/green from payload"
+    SOURCE = "blue/green from the source"
+
+
+WHY = {
+    Way.NOTHING: "the collection holds vectors of this encoder alone",
+    Way.IN_PLACE: "the collection is of this encoder's family: what a bridge has mapped is embedded anew",
+    Way.FAMILY: "a bridge maps the stored vectors at once, and they are embedded anew document by document",
+    Way.PAYLOAD: "the chunks stay as they are, and are embedded anew from their texts in the payloads",
+    Way.SOURCE: "the source is read, cut and embedded anew",
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """The encoder that a collection is to go over to, and the contract that its version of it will have."""
+
+    spec: EncoderSpec
+    contract: Contract
+    settings: Settings
+    bridge: Bridge | None = None
+
+    def mapper(self, serving: Version) -> Mapper:
+        """What maps the vectors of the version that serves; raises UpgradeRefused where it holds none."""
+        assert self.bridge is not None
+        held, codes = serving.contract, self.contract.codes
+        if held.codes and not held.codes.keep_vectors:
+            raise UpgradeRefused(
+                f"collection {serving.alias!r} holds codes without their vectors",
+                "Vectors, which a bridge maps",
+                "Leave --bridge out: the chunks are embedded anew",
+            )
+        if codes is None:
+            return Mapper(self.bridge, held.vector_name)
+        return Mapper(self.bridge, held.vector_name, load_codes(Path(codes.folder)), codes.keep_vectors)
+
+
+def aim(versions: Versions, settings: Settings, source: str, bridge: Path | None) -> tuple[Way, Target]:
+    """Decide how the collection gets to the encoder of the settings; exports it if that never happened.
+
+    Raises UpgradeRefused where chunks cannot stay as they are and there is no source, UsageError for flags that do not
+    go together, EncoderError for a bridge between others.
+    """
+    held = versions.serving.contract
+    spec, tokenizer = prepare_encoder(settings.encoder)
+    if spec.version == held.encoder_version and not source:
+        target = Target(spec, held, settings)
+        return (Way.IN_PLACE if held.compatible else Way.NOTHING), target
+    if source and bridge:
+        raise UsageError("--bridge and --from", "One of them: a bridge maps the chunks that there are", "")
+    cut_by = make_chunker(settings, spec, tokenizer).version
+    stays = bool(source) or cut_by in held.chunker_versions or _same_cutting(held, settings)
+    if not stays:
+        raise UpgradeRefused(
+            f"collection {versions.name!r} was cut with chunker {held.chunker_version}, and these [chunking] settings "
+            f"make {cut_by}",
+            "Chunks as they are, to embed them anew",
+            "Restore the [chunking] settings, or give the documents to cut anew: --from docs.parquet",
+        )
+    kept = frozenset() if source else held.chunker_versions - {cut_by}
+    fresh = _settings_of(settings, versions)
+    contract = replace(make_contract(fresh, spec, cut_by), also_cut_by=tuple(sorted(kept)))
+    if bridge is None:
+        return (Way.SOURCE if source else Way.PAYLOAD), Target(spec, contract, fresh)
+    plain = describe(settings.encoder.model_copy(update={"codes": ""}))
+    joined = load_bridge(bridge, _plain_version(held), plain.version)
+    compatible = dict.fromkeys(sorted(held.encoder_versions), joined.fingerprint)
+    return Way.FAMILY, Target(spec, replace(contract, compatible=compatible), fresh, joined)
+
+
+def open_candidate(store: Store, versions: Versions, way: Way, target: Target) -> Version:
+    """Find the candidate, or make it empty; call it with the lease of its alias.
+
+    A crash leaves no candidate or the whole of an empty one. Raises UpgradeRefused where another one is being built.
+    """
+    found = Version.read(store, versions.name + NEXT)
+    if found is None:
+        alias = versions.name + NEXT
+        contract, config = target.contract, target.settings.store
+        physical = collection.create(
+            store,
+            alias,
+            config,
+            contract.dims,
+            contract.metadata(),
+            target.spec.codes,
+            versions.serving.physical,
+        )
+        record(
+            store,
+            physical,
+            {"began": moment(), "way": str(way), "why": WHY[way], "from": versions.serving.physical},
+        )
+        return Version(alias, physical, contract)
+    _check_same(found.contract, target.contract, versions.name)
+    return found.write(
+        store, replace(found.contract, compatible=target.contract.compatible or found.contract.compatible)
+    )
+
+
+def _check_same(held: Contract, wanted: Contract, name: str) -> None:
+    """Raise UpgradeRefused unless the candidate that is there is the one that is wanted."""
+    same = all(
+        (
+            held.encoder_version == wanted.encoder_version,
+            held.chunker_versions == wanted.chunker_versions,
+            held.codes is None
+            or wanted.codes is None
+            or held.codes.keep_vectors == wanted.codes.keep_vectors,
+            not held.compatible or not wanted.compatible or held.compatible == wanted.compatible,
+        )
+    )
+    if not same:
+        raise UpgradeRefused(
+            f"{name}{NEXT} is being built for {held.model!r}, version {held.encoder_version}, otherwise than asked for",
+            f"The same for {wanted.model!r}, version {wanted.encoder_version}: encoder, bridge, chunks and codes",
+            "Go on with what it was begun with, or throw it away: headwater retire --next",
+        )
+
+
+def _same_cutting(held: Contract, settings: Settings) -> bool:
+    """Whether the settings still cut as the collection was cut: then the encoder's tokenizer alone is another one."""
+    how = settings.encoder.model_copy(update={"model": DEFAULT_ENCODER})
+    spec, tokenizer = prepare_encoder(held.encoder_config(how))
+    return make_chunker(settings, spec, tokenizer).version in held.chunker_versions
+
+
+def _settings_of(settings: Settings, versions: Versions) -> Settings:
+    """The settings of the candidate: what readers of the collection go by stays as it is."""
+    held = versions.serving.contract
+    changes: dict[str, object] = {
+        "collection": versions.name + NEXT,
+        "profile": held.profile,
+        "distance": held.distance,
+    }
+    if held.codes is None:
+        changes["vector_name"] = held.vector_name
+    return settings.model_copy(update={"store": settings.store.model_copy(update=changes)})
+
+
+def _plain_version(held: Contract) -> str:
+    """The version of the encoder that made the vectors, without codes."""
+    if held.codes is None:
+        return held.encoder_version
+    return load_codes(Path(held.codes.folder)).spec.encoder_version
