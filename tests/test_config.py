@@ -181,7 +181,7 @@ def test_an_unknown_nested_key_lists_the_known_ones(config):
 def test_an_unknown_section_lists_the_known_ones(config):
     message = str(refused(config("[chunker]\nmax_tokens = 12")))
     assert "unknown section 'chunker'" in message
-    assert "chunking, encoder, run, source, store" in message
+    assert "chunking, encoder, gate, run, source, store" in message
     assert "Did you mean 'chunking'?" in message
 
 

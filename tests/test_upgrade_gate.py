@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import runs
 from documents import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -327,6 +328,58 @@ def test_words_rank_what_shares_them():
     assert rank_by_words([], [], ["river"], 5) == [[]]
 
 
+# --- the command
+
+
+@pytest.fixture(scope="module")
+def upgraded(tmp_path_factory, tiny_model, other_model, encoder_cache) -> str:
+    """A store with `docs` and, by another encoder, `docs@next`."""
+    folder = tmp_path_factory.mktemp("upgraded")
+    documents = texts(60)
+    source = parquet(folder / "docs.parquet", id=list(documents), text=list(documents.values()))
+    for model, name in ((tiny_model, "docs"), (other_model, "docs@next")):
+        runs.run(source, runs.settings(model, encoder_cache, f"edge:{folder}/store", store__collection=name))
+    return f"edge:{folder}/store"
+
+
+def test_the_command_says_pass_hold_or_fail_by_its_exit_code(upgraded, encoder_cache, tmp_path):
+    asked = ("versions", "gate", "--store", upgraded, "--collection", "docs", "--json")
+    done = runs.inside(*asked, "--report", tmp_path / "report", cache=encoder_cache)
+    said = runs.lines(done.stdout)[0]
+    assert done.returncode == {"pass": 0, "hold": 5, "fail": 6}[said["verdict"]]
+    assert said == json.loads((tmp_path / "report/verdict.json").read_text())
+    assert said["documents"]["documents"] == 60
+    assert {one["name"] for one in said["checks"]} >= {"documents", "points", "graph", "latency"}
+    done = runs.inside(*asked, "--set", "gate.least=1000", cache=encoder_cache)
+    assert (done.returncode, runs.lines(done.stdout)[0]["verdict"]) == (5, "hold")
+    done = runs.inside(*asked, "--set", "gate.max_latency_s=1e-9", cache=encoder_cache)
+    assert done.returncode == 6
+
+
+def test_the_command_needs_a_version_to_judge_and_queries_for_judgements(upgraded, encoder_cache, tmp_path):
+    asked = ("versions", "gate", "--store", upgraded, "--collection", "docs")
+    done = runs.inside(*asked, "--qrels", tmp_path / "qrels.parquet", cache=encoder_cache)
+    assert (done.returncode, "--queries" in done.stderr) == (2, True)
+    done = runs.inside(*asked[:-1], "nothing", cache=encoder_cache)
+    assert (done.returncode, "no collection 'nothing'" in done.stderr) == (1, True)
+
+
+def test_the_drift_between_two_versions_and_from_an_earlier_sample(upgraded, encoder_cache, tmp_path):
+    asked = ("versions", "drift", "--store", upgraded, "--collection", "docs", "--json")
+    done = runs.inside(*asked, "--save", tmp_path / "drift.npz", cache=encoder_cache)
+    between = runs.lines(done.stdout)[0]
+    assert (between["before"]["name"], between["after"]["name"]) == ("docs", "docs@next")
+    assert between["shared_points"] == between["before"]["points"] == 60
+    assert between["mean_shift"] > 0.1
+    done = runs.inside(*asked, "--against", str(tmp_path / "drift.npz"), cache=encoder_cache)
+    since = runs.lines(done.stdout)[0]
+    assert (since["mean_shift"], since["neighbour_overlap@10"], since["cosine_of_shared_points"]) == (0, 1, 1)
+    done = runs.inside(*asked, "--against", str(tmp_path / "other.npz"), cache=encoder_cache)
+    assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
+    done = runs.inside(*asked[:-3], "--collection", "docs@next", cache=encoder_cache)
+    assert (done.returncode, "--against" in done.stderr) == (2, True)
+
+
 # --- tasks
 
 
@@ -352,6 +405,7 @@ def test_a_task_is_answered_by_both_encoders_and_by_words(tmp_path, tiny_model, 
     assert all(len(documents) == 10 for documents in found.new.values())
     assert [found.words[f"q{d}"][0] for d in texts(24)] == list(texts(24))
     assert found.old != found.new
+    assert found.questions.source == task.name
 
 
 def test_a_task_of_mteb_is_read_as_it_lies_there(tmp_path):

@@ -1,8 +1,8 @@
 """The command line: `headwater plan | ingest | status | search | evaluate | doctor | …`.
 
 What was asked for goes to stdout, as tables or, with `--json`, as JSON alone; progress, warnings and errors to stderr.
-Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done with rejected documents, 4 an audit found differences, 130
-interrupted.
+Exit codes: 0 all done, 1 failed, 2 wrong usage, 3 done with rejected documents, 4 an audit found differences, 5 a
+gate holds, 6 a gate refuses, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -9,12 +9,15 @@ import typer
 
 from pipeline import bridging
 from pipeline.cli import options
+from pipeline.cli.judging import drift, gate
 from pipeline.cli.report import print_result, print_rows, print_table, progress
 from pipeline.evaluation.pair import evaluate_versions, settings_of
 
 versions_app = typer.Typer(
     help="Versions of an encoder: bridges between them, and what an upgrade finds.", no_args_is_help=True
 )
+versions_app.command()(gate)
+versions_app.command()(drift)
 
 Old = Annotated[str, typer.Argument(help="The encoder that made the collection.", metavar="OLD_ENCODER")]
 New = Annotated[str, typer.Argument(help="The encoder that is to follow it.", metavar="NEW_ENCODER")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,6 +17,7 @@ def rank_by_words(
     """
     import bm25s  # half a second that only this takes
 
+    logging.getLogger("bm25s").setLevel(logging.WARNING)  # it wants to be heard
     if not any(text.strip() for text in texts):
         return [[] for _ in queries]
     index = bm25s.BM25()

@@ -111,7 +111,7 @@ def _questions(store: Store, old: Searcher, golden: Golden, count: int) -> Quest
 def _unjudged(queries: Path) -> Questions:
     ids, texts = read_queries(queries)
     asked = {id: text for id, text in zip(ids, texts, strict=True) if text.strip()}
-    return Questions(asked, {}, False, str(queries))
+    return Questions(asked, {}, False, queries.name)
 
 
 def _by_words(

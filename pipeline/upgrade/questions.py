@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import itertools
 import random
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from pipeline.chunking.boundaries import sentence_starts
 from pipeline.errors import UsageError
 from pipeline.evaluation import Qrels, read_qrels, read_queries
 from pipeline.stores import OURS, Store, profile_named
+from pipeline.upgrade.sampling import draw
 
 _LEAST_WORDS = 4
 _PAGE = 200
@@ -50,38 +50,20 @@ def read_questions(queries: Path, qrels: Path) -> Questions:
             "Judgements of these queries: query_id is the id of a query",
             "Check --queries and --qrels",
         )
-    return Questions(asked, {id: judgements[id] for id in asked}, True, str(queries))
+    return Questions(asked, {id: judgements[id] for id in asked}, True, queries.name)
 
 
 def sample_questions(store: Store, physical: str, profile: str, count: int, seed: int = 0) -> Questions:
     """Sentences of `count` chunks drawn by a seed, one each; fewer where there are fewer, or texts are not stored."""
     texts, relevant = {}, {}
     choose = random.Random(seed)
-    for payload in sample_payloads(store, physical, count, seed):
-        ours = payload[OURS]
-        sentence = _sentence(_text(payload, profile), choose)
+    for chunk in draw(store, physical, count, seed):
+        ours = chunk.payload[OURS]
+        sentence = _sentence(_text(chunk.payload, profile), choose)
         if sentence:
             id = f"{ours['document_id']}#{ours['chunk_index']}"
             texts[id], relevant[id] = sentence, {ours["document_id"]: 1}
     return Questions(texts, relevant, False, "sentences of stored chunks")
-
-
-def sample_payloads(store: Store, physical: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
-    """The payloads of `count` points of ours, from a place that the seed says on.
-
-    Ids are hashes, so points in the order of their ids come in no order.
-    """
-    start = str(uuid.UUID(int=random.Random(seed).getrandbits(128)))
-    for first, stop in ((start, None), (None, start)):
-        offset: str | None = first
-        while count > 0:
-            records, offset = store.scroll(physical, limit=min(count, _PAGE), offset=offset)
-            inside = [one for one in records if stop is None or str(one.id) < stop]
-            ours = [dict(one.payload) for one in inside if one.payload and OURS in one.payload]
-            yield from ours
-            count -= len(ours)
-            if offset is None or len(inside) < len(records):
-                break
 
 
 def texts_of(store: Store, physical: str, profile: str) -> tuple[list[str], list[str]]:

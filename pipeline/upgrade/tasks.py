@@ -9,7 +9,7 @@ import csv
 import json
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def answer_task(
     """Embed a task's documents and queries by both encoders, and rank. Holds all vectors of one encoder in memory."""
     with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
         files = _write(task, Path(scratch))
-        questions = read_questions(files[1], files[2])
+        questions = replace(read_questions(files[1], files[2]), source=task.name)
         before, after = (_rank(files, settings, encoder, observe) for encoder in (old, new))
     texts = [f"{title}\n{text}" for _, title, text in task.documents]
     words = rank_by_words(texts, [id for id, _, _ in task.documents], list(questions.texts.values()), AT)
