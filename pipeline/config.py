@@ -32,6 +32,9 @@ _PREFIX = "HEADWATER_"
 _NESTED = "__"
 
 
+Long = Literal["split", "error", "truncate", "pcw", "gp", "rp", "pi", "pi-dynamic"]
+"""What is done with documents that are longer than the encoder's window."""
+
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "uuid"]
 
 
@@ -97,6 +100,8 @@ class EncoderConfig(Section):
     query_prompt: str | None = None
     dims: int = Field(default=0, ge=0)  # 0: all of a vector
     layers: int = Field(default=0, ge=0)  # 0: all of the model
+    long: Long = "split"
+    attention_scaling: bool = False
     codes: str = ""  # a folder that `headwater codes train` wrote; "": float vectors are stored
     provider: Literal["auto", "cpu", "cuda"] = "auto"
     threads: int = Field(default=0, ge=0)  # 0: one per core
@@ -210,6 +215,12 @@ class WatchConfig(Section):
         return float(match[1]) * {"ms": 0.001, "s": 1, "m": 60}[match[2]] if match else value
 
 
+class VersionsConfig(Section):
+    """How long what an upgrade has replaced is kept."""
+
+    keep_s: float = Field(default=604800.0, ge=0)
+
+
 class GateConfig(Section):
     """What a version must show before readers are moved to it."""
 
@@ -218,12 +229,6 @@ class GateConfig(Section):
     tolerance: float = Field(default=0.01, ge=0, lt=1)
     ann_recall: float = Field(default=0.95, ge=0, le=1)
     max_latency_s: float = Field(default=1.0, gt=0)
-
-
-class VersionsConfig(Section):
-    """How long what an upgrade has replaced is kept."""
-
-    keep_s: float = Field(default=604800.0, ge=0)
 
 
 class Settings(BaseSettings):
@@ -243,8 +248,8 @@ class Settings(BaseSettings):
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
     watch: WatchConfig = WatchConfig()
-    versions: VersionsConfig = VersionsConfig()
     gate: GateConfig = GateConfig()
+    versions: VersionsConfig = VersionsConfig()
 
     @classmethod
     def settings_customise_sources(

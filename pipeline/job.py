@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipeline.chunking import Chunker
+from pipeline.chunking import Chunker, TooLong
 from pipeline.codes import LAYOUT
 from pipeline.config import Settings
 from pipeline.encoders import Encoder, EncoderSpec, codes_folder
@@ -46,7 +46,21 @@ def check_target(settings: Settings) -> None:
 
 def make_chunker(settings: Settings, spec: EncoderSpec, tokenizer: Tokenizer) -> Chunker:
     """The chunker of these settings, cutting by the encoder's own tokens."""
-    return Chunker(tokenizer, settings.chunking, spec.max_tokens)
+    return Chunker(tokenizer, settings.chunking, spec.max_tokens, _too_long(settings, spec))
+
+
+def _too_long(settings: Settings, spec: EncoderSpec) -> TooLong:
+    """What happens to documents that are longer than a chunk: where chunks were asked for, they are cut into them."""
+    method = spec.long.method if spec.long else "split"
+    if method in ("error", "truncate") and settings.chunking.max_tokens:
+        raise UsageError(
+            f"encoder.long = {method!r} and chunking.max_tokens = {settings.chunking.max_tokens}",
+            "One of the two: a document that is cut into chunks is never too long",
+            "Leave one out; encoder.max_tokens says how long a document may be",
+        )
+    if method == "truncate":
+        return "truncate"
+    return "split" if method == "split" or settings.chunking.max_tokens else "error"
 
 
 def window_tokens(settings: Settings, encoder: Encoder) -> int:

@@ -50,6 +50,7 @@ CHUNKS = Metric("headwater_chunks", "counter", "Chunks made.")
 POINTS = Metric("headwater_points", "counter", "Points the store acknowledged.")
 REMOVED = Metric("headwater_documents_removed", "counter", "Documents removed because a snapshot lacks them.")
 POINTS_REMOVED = Metric("headwater_points_removed", "counter", "Points removed from the store.")
+TRUNCATED = Metric("headwater_documents_truncated", "counter", "Documents whose end was left out.")
 TOKENS = Metric("headwater_tokens", "counter", "Tokens of the chunks.")
 SOURCE_DOCUMENTS = Metric("headwater_source_documents", "gauge", "Documents of the source, where it says.")
 SPLITS = Metric("headwater_splits", "gauge", "Splits of the source.")
@@ -67,7 +68,7 @@ UPSERT_SECONDS = Metric("headwater_upsert_seconds", "histogram", "Seconds until 
 RETRIES = Metric("headwater_retries", "counter", "What was tried again, by cause.", ("cause",))
 
 ALL = (
-    *(DOCUMENTS, REJECTED, CHUNKS, POINTS, REMOVED, POINTS_REMOVED, TOKENS),
+    *(DOCUMENTS, REJECTED, CHUNKS, POINTS, REMOVED, POINTS_REMOVED, TOKENS, TRUNCATED),
     *(SOURCE_DOCUMENTS, SPLITS, SPLITS_DONE, FINISHED),
     *(WATCH_LAG, WATERMARK),
     *(ENCODER_TOKENS, ENCODER_SECONDS, UPSERT_SECONDS, RETRIES),
@@ -116,6 +117,7 @@ def record_counts(counts: Counts) -> None:
     record(REMOVED, counts.removed)
     record(POINTS_REMOVED, counts.points_removed)
     record(TOKENS, counts.tokens)
+    record(TRUNCATED, counts.truncated)
 
 
 @contextmanager

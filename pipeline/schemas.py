@@ -134,10 +134,14 @@ class DocumentBatch:
 
 @dataclass(frozen=True)
 class ChunkBatch:
-    """Chunks of whole documents or of one document's part (CHUNKS), and documents that gave none."""
+    """Chunks of whole documents or of one document's part (CHUNKS), and documents that gave none.
+
+    `truncated` counts those whose end was left out.
+    """
 
     chunks: pa.RecordBatch
     rejected: tuple[Rejected, ...] = ()
+    truncated: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,7 +149,8 @@ class Counts:
     """What happened to the documents of a split or a run; `read` is the sum of the next six.
 
     `removed` counts documents that were removed because a snapshot lacks them; `points_removed`, `chunks` and `points`
-    count points of the store; `tokens` counts tokens fed to the encoder.
+    count points of the store; `tokens` counts tokens fed to the encoder; `truncated` counts documents whose end
+    was left out, where encoder.long asks for it.
     """
 
     read: int = 0
@@ -160,6 +165,7 @@ class Counts:
     chunks: int = 0
     points: int = 0
     tokens: int = 0
+    truncated: int = 0
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))

@@ -54,6 +54,7 @@ class Tokenizer:
     """A tokenizer.json and a prompt: texts to tokens, tokens to what the encoder takes. Thread-safe.
 
     special_tokens: how many tokens `model_input` adds around a text, the prompt included.
+    around: how many of them go before the text, and after it.
     cuts_cleanly: True only where a text cut at white space surely has exactly the tokens of its pieces
         (and prompt + text those of both).
     version: 64 hex digits, the SHA-256 of the file and the prompt.
@@ -69,7 +70,8 @@ class Tokenizer:
         self.cuts_cleanly = _cuts_cleanly(spec) and (not prompt or SPACE.match(prompt[-1]) is not None)
         self._seam = _seam(spec)
         self._before, self._after = self._specials()
-        self.special_tokens = len(self._before) + len(self._after)
+        self.around = len(self._before), len(self._after)
+        self.special_tokens = sum(self.around)
         self.version = hashlib.sha256(json.dumps([prompt]).encode() + definition).hexdigest()
 
     def tokenize(self, text: str) -> Tokens:

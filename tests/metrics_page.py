@@ -58,7 +58,7 @@ def counted(page: Mapping[str, float]) -> dict[str, int]:
         name: int(page.get(f"{metric}_total", 0))
         for name, metric in {
             "removed": "documents_removed", "points_removed": "points_removed", "chunks": "chunks",
-            "points": "points", "tokens": "tokens",
+            "points": "points", "tokens": "tokens", "truncated": "documents_truncated",
         }.items()
     }  # fmt: skip
     return {"read": sum(outcomes.values()), **outcomes, **points}
@@ -66,7 +66,7 @@ def counted(page: Mapping[str, float]) -> dict[str, int]:
 
 def done(summary: Mapping[str, Any]) -> dict[str, int]:
     """What this attempt did, of a run's JSON summary."""
-    names = ("read", *OUTCOMES, "removed", "points_removed", "chunks", "points", "tokens")
+    names = ("read", *OUTCOMES, "removed", "points_removed", "chunks", "points", "tokens", "truncated")
     return {name: summary[name] - summary["earlier"][name] for name in names}
 
 

@@ -8,6 +8,6 @@
 A document is tokenized once, with offsets; cuts are chosen by counting those tokens.
 """
 
-from pipeline.chunking.chunker import Chunker
+from pipeline.chunking.chunker import Chunker, TooLong
 
-__all__ = ["Chunker"]
+__all__ = ["Chunker", "TooLong"]

@@ -6,13 +6,13 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.chunking.boundaries import plain_boundaries
+from pipeline.chunking.boundaries import Boundary, plain_boundaries
 from pipeline.chunking.cutting import Cutter, Span, Unsplittable
 from pipeline.chunking.markdown import markdown_boundaries
 from pipeline.config import ChunkingConfig
@@ -28,22 +28,30 @@ _MIN_ROOM = 8  # tokens of text: one character may take several
 _BATCH_CHUNKS = 2048
 _BATCH_BYTES = 8 << 20
 
+TooLong = Literal["split", "error", "truncate"]
+
 
 class Chunker:
     """Cuts documents at structural boundaries into chunks that fit the encoder, each tokenized once.
 
     max_tokens: what the encoder takes, special tokens and document prompt included; the configuration may ask
         for less, never for more. Raises UsageError where that or the overlap leaves no room for text.
+    too_long: what happens to a document that is more than one chunk: "split", "error" (it is rejected) or "truncate"
+        (its end is left out, and it is counted).
     version: 16 hex digits, the same as long as the same text is cut into the same chunks.
     """
 
-    def __init__(self, tokenizer: Tokenizer, config: ChunkingConfig, max_tokens: int) -> None:
+    def __init__(
+        self, tokenizer: Tokenizer, config: ChunkingConfig, max_tokens: int, too_long: TooLong = "split"
+    ) -> None:
         self._tokenizer = tokenizer
         self._format = config.format
         self._budget = _budget(tokenizer, config, max_tokens)
         self._overlap = config.overlap_tokens
         self._room = self._budget - tokenizer.special_tokens
+        self._too_long = too_long
         parts = [_REVISION, tokenizer.version, self._budget, self._overlap, self._format]
+        parts += [] if too_long == "split" else [too_long]
         self.version = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def chunk(self, documents: pa.RecordBatch, uri: str) -> Iterator[ChunkBatch]:
@@ -59,6 +67,12 @@ class Chunker:
             spans = self._spans(row["text"], tokens)
             if not spans:
                 gathered.rejected.append(_reject(row, uri, tokens))
+            elif len(spans) > 1 and self._too_long == "error":
+                gathered.rejected.append(_reject_long(row, uri, len(tokens.ids), self._room))
+                continue
+            elif len(spans) > 1 and self._too_long == "truncate":
+                spans = self._beginning(row["text"], tokens)
+                gathered.truncated += 1
             text_hash = digest(row["text"])
             for index, span in enumerate(spans):
                 gathered.add(row, span, index, len(spans), text_hash)
@@ -79,6 +93,17 @@ class Chunker:
         except Unsplittable:
             return []
 
+    def _beginning(self, text: str, tokens: Tokens) -> list[Span]:
+        """As much of a document as fits into one chunk, up to the end of a word."""
+        known = min(len(tokens.ids), self._room + 1)
+        some = Tokens(tokens.ids[:known], tokens.starts[:known], tokens.ends[:known])
+        words = np.flatnonzero(plain_boundaries(text, some)[1:] >= Boundary.WORD) + 1
+        stop = int(words[-1]) if len(words) and words[-1] > self._room // 2 else min(known, self._room)
+        text = text[: tokens.ends[stop - 1]]
+        first = Tokens(tokens.ids[:stop], tokens.starts[:stop], tokens.ends[:stop])
+        boundaries = np.zeros(stop, dtype=np.uint8)
+        return [next(Cutter(text, first, boundaries, self._tokenizer, self._budget).spans())]
+
     def _boundaries(self, text: str, tokens: Tokens) -> NDArray[np.uint8]:
         if len(tokens.ids) <= self._room and self._tokenizer.cuts_cleanly:
             return np.zeros(len(tokens.ids), dtype=np.uint8)  # one chunk: nobody will ask
@@ -94,6 +119,7 @@ class _Gathered:
     chunks: list[dict[str, Any]] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     size: int = 0  # bytes, about
+    truncated: int = 0
 
     def add(self, row: dict[str, Any], span: Span, index: int, count: int, text_hash: str) -> None:
         """Add a document's chunk."""
@@ -125,7 +151,8 @@ class _Gathered:
         arrays = [
             pa.array([chunk[column.name] for chunk in self.chunks], type=column.type) for column in CHUNKS
         ]
-        return ChunkBatch(pa.RecordBatch.from_arrays(arrays, schema=CHUNKS), tuple(self.rejected))
+        chunks = pa.RecordBatch.from_arrays(arrays, schema=CHUNKS)
+        return ChunkBatch(chunks, tuple(self.rejected), self.truncated)
 
 
 def _reject(row: dict[str, Any], uri: str, tokens: Tokens) -> Rejected:
@@ -134,15 +161,20 @@ def _reject(row: dict[str, Any], uri: str, tokens: Tokens) -> Rejected:
         reason, message = "unsplittable", "A single character takes more tokens than a chunk may have"
     else:
         reason, message = "no_tokens", f"The tokenizer makes no token of its {len(row['text'])} characters"
+    return _rejected(row, uri, reason, message)
+
+
+def _reject_long(row: dict[str, Any], uri: str, tokens: int, room: int) -> Rejected:
+    message = (
+        f"Its {tokens} tokens are more than the {room} that the encoder takes at once. Raise encoder.max_tokens, or "
+        "set encoder.long to split, which cuts documents into chunks."
+    )
+    return _rejected(row, uri, "too_long", message)
+
+
+def _rejected(row: dict[str, Any], uri: str, reason: str, message: str) -> Rejected:
     return Rejected(
-        row["document_id"],
-        uri,
-        row["row"],
-        "chunking",
-        reason,
-        message,
-        row["namespace"],
-        row["sequence"],
+        row["document_id"], uri, row["row"], "chunking", reason, message, row["namespace"], row["sequence"]
     )
 
 

@@ -32,12 +32,23 @@ def export(
     layers: Annotated[
         int | None, typer.Option("--layers", min=0, help="Only the first layers of the model; 0: all.")
     ] = None,
+    long: Annotated[
+        str | None,
+        typer.Option(
+            "--long", help="What is done with documents longer than the model's window.", metavar="METHOD"
+        ),
+    ] = None,
+    attention_scaling: Annotated[
+        bool | None,
+        typer.Option("--attention-scaling", help="Sharper attention in long texts.", show_default=False),
+    ] = None,
     config: options.Config = None,
     set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
     """Write a folder with all that an encoder needs, which `--encoder` takes here and on any other machine."""
     flags = {"model": model, "precision": precision, "max_tokens": max_tokens, "dims": dims, "layers": layers}
+    flags |= {"long": long, "attention_scaling": attention_scaling}
     settings = options.settings(config, set, {f"encoder.{name}": value for name, value in flags.items()})
     manifest = encoders.export(settings.encoder, out)
     print_result({"encoder": str(out), **manifest}, json_out, lambda: print_table(str(out), _said(manifest)))
@@ -81,6 +92,7 @@ def _said(manifest: dict[str, Any]) -> dict[str, Any]:
     spec, parity = manifest["spec"], manifest["parity"]["optimised"]
     wanted = ("source", "precision", "max_tokens", "dims", "layers")
     shown = {name: spec[name] for name in wanted if spec[name]}
+    shown |= {f"long: {name}": value for name, value in (spec["long"] or {}).items()}
     return {
         "version": manifest["version"],
         **shown,

@@ -34,7 +34,7 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
     )
     check_source(spec, config)
     source = model_of(spec)
-    inputs = probe(load_tokenizer(folder / TOKENIZER), source.vocabulary, source.pad_id, spec.max_tokens)
+    inputs = probe(load_tokenizer(folder / TOKENIZER), source.vocabulary, source.pad_id, spec)
     if source.format == "onnx":
         from pipeline.encoders.graph import by_graph
 
@@ -42,7 +42,7 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
     else:
         from pipeline.encoders.export import by_torch
 
-        reference = by_torch(source, inputs, spec.layers)
+        reference = by_torch(source, spec, inputs)
     rows = []
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))

@@ -15,7 +15,8 @@ from pipeline.encoders.exported import check_settings, is_exported, read_exporte
 from pipeline.encoders.folder import Layer, ModelFolder, Slice, read_folder, read_json
 from pipeline.encoders.hashes import hash_file, hash_json
 from pipeline.encoders.locate import Located, locate
-from pipeline.encoders.positions import positions
+from pipeline.encoders.long import PLAIN, describe_long, methods_of
+from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import UsageError
 
@@ -50,11 +51,18 @@ def describe(config: EncoderConfig) -> EncoderSpec:
         check_settings(spec, config)
     else:
         spec = _describe_model(located, config)
+    if config.codes and spec.longest_row < spec.max_tokens:
+        raise UsageError(
+            f"encoder.codes with encoder.long = {config.long!r}",
+            "Vectors that come out of one row of the graph: codes are made behind it",
+            "Leave one of the two out",
+        )
     return spec.coded(load_codes(codes_folder(config), spec.version)) if config.codes else spec
 
 
 def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
     folder = sliced(read_folder(located.folder), config.dims)
+    long, max_tokens = describe_long(folder, config, _max_tokens(folder, config))
     remembered = cache_folder(config) / "hashes"
     return EncoderSpec(
         source=located.source,
@@ -65,10 +73,11 @@ def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
         modules=(*folder.head.pooling, *(_layer_name(layer, remembered) for layer in folder.head.layers)),
         document_prompt=_prompt(folder, config.document_prompt, ("document", "passage", "corpus")),
         query_prompt=_prompt(folder, config.query_prompt, ("query",)),
-        max_tokens=_max_tokens(folder, config.max_tokens),
+        max_tokens=max_tokens,
         dims=dims_of(folder),
         precision=config.precision,
         layers=check_layers(folder, config.layers),
+        long=long,
     )
 
 
@@ -96,13 +105,15 @@ def tokenizer_definition(file: Path, lowercase: bool) -> dict[str, Any]:
     return definition
 
 
-def _max_tokens(folder: ModelFolder, asked: int) -> int:
-    limit = positions(folder)
-    if asked:
+def _max_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
+    """What the model takes by itself; as many as are asked for where that is less."""
+    limit, asked = read_positions(folder).window, config.max_tokens
+    if asked and config.long in PLAIN:
         if limit and asked > limit:
             raise UsageError(
                 f"encoder.max_tokens = {asked}, and the model has positions for {limit} tokens",
-                f"At most {limit}",
+                f"At most {limit}, or an encoder.long that goes beyond: "
+                f"{', '.join(methods_of(folder, read_positions(folder))[len(PLAIN) :])}",
                 "Lower it, or leave it out to take what the model's configuration says",
             )
         return asked

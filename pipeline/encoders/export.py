@@ -17,6 +17,8 @@ from pipeline.encoders.elastic import keep_layers, slice_vectors
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs
+from pipeline.encoders.positions import read_positions
+from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError
 
 if TYPE_CHECKING:
@@ -28,31 +30,49 @@ _STATES = "token_embeddings"
 
 
 def from_torch(
-    folder: ModelFolder, inputs: Inputs, layers: int = 0
+    folder: ModelFolder, spec: EncoderSpec, inputs: Inputs
 ) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
-    """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself.
-
-    `layers`: how many of them run, 0 for all.
-    """
+    """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself."""
     model = _load(folder)
-    reference = _vectors(model, folder, inputs, layers)
-    if layers:
-        keep_layers(model[0].auto_model, layers)
-    return _export_body(model[0].auto_model, folder), _STATES, reference
+    reference = _vectors(model, folder, spec, inputs)
+    transformer = model[0].auto_model
+    if spec.layers:
+        keep_layers(transformer, spec.layers)
+    return _export_body(transformer, folder, spec), _STATES, reference
 
 
-def by_torch(folder: ModelFolder, inputs: Inputs, layers: int = 0) -> list[NDArray[np.floating]]:
+def by_torch(folder: ModelFolder, spec: EncoderSpec, inputs: Inputs) -> list[NDArray[np.floating]]:
     """The vectors of these inputs by the model itself: sentence-transformers, its own pooling included."""
-    return _vectors(_load(folder), folder, inputs, layers)
+    return _vectors(_load(folder), folder, spec, inputs)
 
 
 def _vectors(
     model: Any,  # noqa: ANN401 - a SentenceTransformer; its types are not followed
     folder: ModelFolder,
+    spec: EncoderSpec,
     inputs: Inputs,
-    layers: int,
 ) -> list[NDArray[np.floating]]:
-    return [slice_vectors(_run(model, ids, mask, layers), folder.head) for ids, mask in inputs]
+    run = _run_alone if spec.long and spec.long.in_graph else _run
+    return [slice_vectors(run(model, folder, spec, ids, mask), folder.head) for ids, mask in inputs]
+
+
+def _run_alone(
+    model: Any,  # noqa: ANN401
+    folder: ModelFolder,
+    spec: EncoderSpec,
+    ids: NDArray[np.int64],
+    mask: NDArray[np.int64],
+) -> NDArray[np.float32]:
+    """float32[n, dims], each row run alone and without padding, on positions made for its length."""
+    from pipeline.encoders.extended import positioned
+
+    assert spec.long is not None
+    vectors = []
+    for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True):
+        with positioned(model[0].auto_model, spec.long, read_positions(folder).offset, tokens):
+            alone = row[None, :tokens]
+            vectors.append(_run(model, folder, spec, alone, np.ones_like(alone))[0])
+    return np.stack(vectors)
 
 
 def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
@@ -79,17 +99,18 @@ def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; 
 
 def _run(
     model: Any,  # noqa: ANN401
+    _folder: ModelFolder,
+    spec: EncoderSpec,
     ids: NDArray[np.int64],
     mask: NDArray[np.int64],
-    layers: int,
 ) -> NDArray[np.float32]:
     """float32[n, dims] out of the whole sentence-transformers model, its own pooling included."""
     import torch
 
     features = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
     with torch.inference_mode():
-        if layers:
-            states = model[0].auto_model(**features, output_hidden_states=True).hidden_states[layers]
+        if spec.layers:
+            states = model[0].auto_model(**features, output_hidden_states=True).hidden_states[spec.layers]
             features["token_embeddings"] = states
             for module in list(model)[1:]:
                 features = module(features)
@@ -99,10 +120,16 @@ def _run(
     return vectors
 
 
-def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # noqa: ANN401
+def _export_body(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> onnx.ModelProto:  # noqa: ANN401
     """token_embeddings float32[n, length, hidden]; both dimensions of the inputs stay free."""
     import onnxscript.optimizer
     import torch
+
+    places = None
+    if spec.long and spec.long.in_graph:
+        from pipeline.encoders.extended import extend
+
+        places = extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens)
 
     class States(torch.nn.Module):
         """The transformer with two inputs and one output; token type ids are zeros made inside."""
@@ -112,6 +139,8 @@ def _export_body(transformer: Any, folder: ModelFolder) -> onnx.ModelProto:  # n
             self.transformer = transformer
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+            if places:
+                places.start(attention_mask)
             states: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
             return states
 

@@ -15,11 +15,10 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from pipeline.encoders.exported import OUTPUT, RAW
 from pipeline.encoders.folder import Dense, Head, Layer, Slice
 
 INPUTS = ("input_ids", "attention_mask")
-# An output named like a value inside the graph fails to load; no exporter makes this name.
-OUTPUT = "sentence_embedding"
 # No exporter begins a name with this.
 PREFIX = "head."
 # Lengths below these are taken for them, as torch and sentence-transformers do.
@@ -63,8 +62,10 @@ class _Writer:
         return self.node(op, value, self.constant(np.array([axis], dtype=np.int64)), keepdims=keepdims)
 
 
-def append_head(model: onnx.ModelProto, states: str, head: Head) -> None:
+def append_head(model: onnx.ModelProto, states: str, head: Head, with_raw: bool = False) -> None:
     """Make `sentence_embedding` float32[n, dims] the graph's only output, computed from the token states.
+
+    with_raw: `raw_embedding` is a second output, the same before a normalisation at the end.
 
     `states` float[n, length, hidden] is a value of the graph; `attention_mask` int64[n, length] is an input of it.
     Changes the model in place.
@@ -75,14 +76,19 @@ def append_head(model: onnx.ModelProto, states: str, head: Head) -> None:
     mask = writer.node("Cast", "attention_mask", to=TensorProto.FLOAT)
     pooled = [_pool(writer, mode, states, mask) for mode in head.pooling]
     value = pooled[0] if len(pooled) == 1 else writer.node("Concat", *pooled, axis=-1)
+    raw = value
     for layer in head.layers:
-        value = _apply(writer, value, layer)
+        raw, value = value, _apply(writer, value, layer)
     writer.node("Identity", value, output=OUTPUT)
     model.graph.node.extend(writer.nodes)
     model.graph.initializer.extend(writer.constants)
     del model.graph.output[:]
     dims = _dims_of(head)
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dims]))
+    if with_raw:
+        raw = raw if "normalize" in head.layers[-1:] else value
+        model.graph.node.append(helper.make_node("Identity", [raw], [RAW], name=RAW))
+        model.graph.output.append(helper.make_tensor_value_info(RAW, TensorProto.FLOAT, ["batch", dims]))
 
 
 def _apply(writer: _Writer, value: str, layer: Layer) -> str:

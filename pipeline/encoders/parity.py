@@ -52,13 +52,14 @@ class Figures:
 
 
 def probes(
-    samples: Sequence[NDArray[np.int32]], vocabulary: int, pad_id: int, max_tokens: int, seed: int = 0
+    samples: Sequence[NDArray[np.int32]], vocabulary: int, pad_id: int, max_tokens: int, window: int = 0
 ) -> Inputs:
     """Inputs that find what exports get wrong: one row and three, one token to the longest, even and uneven padding.
 
-    `samples` are inputs of ordinary text; the others are random tokens out of the vocabulary.
+    `samples` are inputs of ordinary text; the others are random tokens out of the vocabulary. `window`: where the graph
+    does something else with longer rows; rows about it and of twice its length are among them.
     """
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     longest, long = min(max_tokens, _LONGEST), min(max_tokens, _LONGEST_OF_THREE)
 
     def random(length: int) -> NDArray[np.int32]:
@@ -67,6 +68,13 @@ def probes(
 
     rows = [sample[:max_tokens] for sample in samples]
     groups = [[random(1)], [random(longest)], [random(7)] * 3, [random(long), random(5), random(1)]]
+    if window:
+        twice = min(2 * window, longest)
+        groups += [
+            [random(window)],
+            [random(window + 1)],
+            [random(window - 1), random(twice), random(window + 1)],
+        ]
     groups += [[row] for row in rows[:2]] + [rows[n : n + 3] for n in range(0, len(rows), 3)]
     return [pad(group, pad_id) for group in groups if group]
 

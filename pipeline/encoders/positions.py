@@ -1,6 +1,9 @@
-"""What a model knows of a token's place, read from its configuration."""
+"""What a model knows of a token's place, read from its configuration: none of it is run."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from pipeline.encoders.folder import ModelFolder
 
@@ -14,13 +17,48 @@ _OFFSET = {
     "xlm-roberta",
     "xlm-roberta-xl",
 }
+# Have one table of positions that is looked up once, before the first layer.
+_LEARNED = {"bert", "distilbert", "electra", "ernie", *_OFFSET} - {"longformer"}
+_RELATIVE = {"deberta", "deberta-v2", "mt5", "t5", "umt5"}
+_ROTARY = ("rope_parameters", "rope_theta", "rotary_emb_base")
 _LIMITS = ("max_position_embeddings", "n_positions")
+_LOCAL = ("local_attention", "sliding_window", "attention_window")
 
 
-def positions(folder: ModelFolder) -> int | None:
-    """How many tokens the model has positions for; None where positions are relative and unbounded."""
+@dataclass(frozen=True)
+class Positions:
+    """How a model tells tokens' places apart.
+
+    kind: "learned", a table with a row a position; "rotary", angles; "relative", a bias by distance; or "unknown".
+    window: how many tokens it has positions for; None where they are relative and unbounded.
+    offset: rows of the table before that of the first token.
+    local: some layers see near tokens alone.
+    """
+
+    kind: Literal["learned", "rotary", "relative", "unknown"]
+    window: int | None
+    offset: int
+    local: bool
+
+
+def read_positions(folder: ModelFolder) -> Positions:
+    """The position scheme of a model."""
     config = folder.config.get("text_config") or folder.config
-    found = next((config[key] for key in _LIMITS if isinstance(config.get(key), int)), 0)
-    if found <= 0 or config.get("position_embedding_type") == "alibi":
-        return None
-    return int(found) - (folder.pad_id + 1 if config.get("model_type") in _OFFSET else 0)
+    name = str(config.get("model_type"))
+    limit = next((int(config[key]) for key in _LIMITS if isinstance(config.get(key), int)), 0)
+    offset = folder.pad_id + 1 if name in _OFFSET else 0
+    unbounded = limit <= 0 or config.get("position_embedding_type") == "alibi"
+    return Positions(
+        _kind(name, config),
+        None if unbounded else limit - offset,
+        offset,
+        any(config.get(key) for key in _LOCAL),
+    )
+
+
+def _kind(name: str, config: dict[str, Any]) -> Literal["learned", "rotary", "relative", "unknown"]:
+    if name in _LEARNED and config.get("position_embedding_type", "absolute") == "absolute":
+        return "learned"
+    if any(config.get(key) for key in _ROTARY):
+        return "rotary"
+    return "relative" if name in _RELATIVE else "unknown"

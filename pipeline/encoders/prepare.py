@@ -24,6 +24,7 @@ from pipeline.encoders.exported import (
     GRAPH,
     LAYOUT,
     MANIFEST,
+    OUTPUT,
     TOKENIZER,
     is_exported,
     is_whole,
@@ -173,16 +174,16 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
     folder = model_of(spec)
     _write_tokenizer(folder, building / TOKENIZER)
     tokenizer = load_tokenizer(building / TOKENIZER)
-    inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec.max_tokens)
+    inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec)
     if folder.format == "onnx":
         graph, states, reference = from_graph(folder, inputs)
     else:
-        graph, states, reference = from_torch(folder, inputs, spec.layers)
+        graph, states, reference = from_torch(folder, spec, inputs)
     if spec.precision == "fp16":
         to_fp16(graph)
     elif spec.precision == "int8":
         to_int8(graph, inputs)
-    append_head(graph, states, folder.head)
+    append_head(graph, states, folder.head, with_raw=spec.longest_row < spec.max_tokens)
     save_graph(graph, building / GRAPH)
     figures = {}
     for name, optimise in (("exported", False), ("optimised", True)):
@@ -205,9 +206,7 @@ def _export_coded(spec: EncoderSpec, config: EncoderConfig, building: Path) -> d
         )
     shutil.copyfile(prepared / TOKENIZER, building / TOKENIZER)
     plain = read_manifest(prepared)
-    inputs = probe(
-        load_tokenizer(building / TOKENIZER), plain["vocabulary"], plain["pad_id"], spec.max_tokens
-    )
+    inputs = probe(load_tokenizer(building / TOKENIZER), plain["vocabulary"], plain["pad_id"], spec)
     figures = add_binarizer(prepared / GRAPH, binarizer, building / GRAPH, inputs)
     return {"pad_id": plain["pad_id"], "vocabulary": plain["vocabulary"], "parity": _as_json(figures)}
 
@@ -216,19 +215,20 @@ def _as_json(figures: dict[str, Figures]) -> dict[str, Any]:
     return {name: asdict(measured) for name, measured in figures.items()}
 
 
-def probe(tokenizer: Tokenizer, vocabulary: int, pad_id: int, max_tokens: int) -> Inputs:
-    """The gate's inputs for a model: ordinary text, and random tokens of its vocabulary."""
+def probe(tokenizer: Tokenizer, vocabulary: int, pad_id: int, spec: EncoderSpec) -> Inputs:
+    """The gate's inputs for an encoder: ordinary text, random tokens, and lengths about the model's own window."""
     samples = [tokenizer.encode(text) for text in _SAMPLES]
     most = vocabulary or 1 + max(int(sample.max()) for sample in samples)
-    return probes(samples, most, pad_id, max_tokens)
+    window = spec.long.window if spec.long and spec.long.in_graph else 0
+    return probes(samples, most, pad_id, spec.longest_row, window)
 
 
-def as_run(session: Any) -> Run:  # noqa: ANN401 - an onnxruntime.InferenceSession
-    """A session as a function of input ids and attention mask int64[n, length]."""
+def as_run(session: Any, outputs: tuple[str, ...] = (OUTPUT,)) -> Run:  # noqa: ANN401 - an InferenceSession
+    """A session as a function of input ids and attention mask int64[n, length]; several outputs side by side."""
 
     def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.floating]:
-        vectors: NDArray[np.floating] = session.run(None, {"input_ids": ids, "attention_mask": mask})[0]
-        return vectors
+        found = session.run(list(outputs), {"input_ids": ids, "attention_mask": mask})
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     return run
 

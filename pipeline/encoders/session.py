@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline import metrics
+from pipeline import logs, metrics
 from pipeline.config import EncoderConfig
 from pipeline.encoders.batching import plan_batches
 from pipeline.encoders.coded import as_coded_run
 from pipeline.encoders.describe import describe
-from pipeline.encoders.exported import GRAPH, TOKENIZER, read_manifest
+from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, TOKENIZER, read_manifest
 from pipeline.encoders.parity import Run, pad
+from pipeline.encoders.pieces import cut, join
 from pipeline.encoders.prepare import as_run, prepare
 from pipeline.encoders.runtime import cpu_threads, is_out_of_memory, open_session, provider_of
 from pipeline.encoders.spec import EncoderSpec
@@ -30,7 +30,7 @@ _CPU_TOKENS_PER_THREAD, _CPU_LEAST_TOKENS, _CPU_MOST_TOKENS = 256, 1024, 4096
 # A GPU wants enough rows to fill it.
 _CUDA_TOKENS = 16384
 
-log = logging.getLogger(__name__)
+log = logs.logger(__name__)
 
 
 class Encoder:
@@ -83,7 +83,7 @@ class Encoder:
         pad_id = int(read_manifest(folder).get("pad_id", 0))
         provider = provider_of(session)
         batch_tokens = config.batch_tokens or default_batch_tokens(provider, config.threads or cpu_threads())
-        run = as_coded_run(session, spec.codes.bits, keep_vectors) if spec.codes else as_run(session)
+        run = _run_of(spec, session, keep_vectors)
         return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors)
 
     def encode(self, token_ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
@@ -97,7 +97,31 @@ class Encoder:
         """
         lengths = [len(ids) for ids in token_ids]
         self._check(lengths)
-        vectors = np.empty((len(lengths), self.width), dtype=np.float32)
+        if self.spec.longest_row == self.spec.max_tokens:
+            return self._encode_rows(token_ids, self.width)
+        return self._encode_pieces(token_ids, self.tokenizer.around)
+
+    def _encode_pieces(
+        self, token_ids: Sequence[NDArray[np.int32]], around: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """The vectors of inputs of which each is cut into several rows, float32[n, dims]."""
+        pieces = [cut(ids, around, self.spec.longest_row) for ids in token_ids]
+        counts = [len(rows) for rows in pieces]
+        dims, normalised = self.spec.dims, self.spec.normalised
+        try:
+            both = self._encode_rows([row for rows in pieces for row in rows], 2 * dims)
+        except InputsTooLarge as error:
+            owners = np.repeat(np.arange(len(counts)), counts)[list(error.rows)]
+            joined = join(error.vectors[:, :dims], error.vectors[:, dims:], counts, normalised)
+            raise InputsTooLarge(
+                error.got, error.need, error.do, joined, tuple(dict.fromkeys(owners.tolist()))
+            ) from error
+        return join(both[:, :dims], both[:, dims:], counts, normalised)
+
+    def _encode_rows(self, token_ids: Sequence[NDArray[np.int32]], width: int) -> NDArray[np.float32]:
+        """What the graph makes of these rows, float32[n, width], in batches of similar length."""
+        lengths = [len(ids) for ids in token_ids]
+        vectors = np.empty((len(lengths), width), dtype=np.float32)
         waiting = plan_batches(lengths, self.batch_tokens)[::-1]
         too_large: list[int] = []
         while waiting:
@@ -131,7 +155,10 @@ class Encoder:
         """
         if self.spec.codes:
             raise BrokenInvariant("queries for an encoder with codes", "The plain encoder's vectors of them")
-        return self.encode([self._query_input(text) for text in texts])
+        inputs = [self._query_input(text) for text in texts]
+        if self.spec.longest_row == self.spec.max_tokens:
+            return self.encode(inputs)
+        return self._encode_pieces(inputs, self.query_tokenizer.around)
 
     def close(self) -> None:
         """Free the session's memory; the encoder cannot run afterwards."""
@@ -163,7 +190,7 @@ class Encoder:
                 ) from error
             if len(rows) > 1:
                 self.batch_tokens = max(size // 2, 1)  # later batches need not find out again
-            log.warning("out of memory at %d tokens a batch: going on with %d", size, self.batch_tokens)
+            log.warning("out_of_memory", batch_tokens=size, going_on_with=self.batch_tokens)
             metrics.record(metrics.RETRIES, 1, "OutOfMemory")
             return None
         metrics.record(metrics.ENCODER_SECONDS, time.perf_counter() - since)
@@ -177,10 +204,14 @@ class Encoder:
         if len(ids) <= self.spec.max_tokens:
             return ids
         room = self.spec.max_tokens - self.query_tokenizer.special_tokens
-        log.warning(
-            "a query of %d tokens is cut to the %d that the encoder takes", len(ids), self.spec.max_tokens
-        )
+        log.warning("query_cut", tokens=len(ids), kept=self.spec.max_tokens)
         return self.query_tokenizer.model_input(self.query_tokenizer.tokenize(text).ids[:room])
+
+
+def _run_of(spec: EncoderSpec, session: Any, keep_vectors: bool) -> Run:  # noqa: ANN401 - an InferenceSession
+    if spec.codes:
+        return as_coded_run(session, spec.codes.bits, keep_vectors)
+    return as_run(session, (OUTPUT, RAW) if spec.longest_row < spec.max_tokens else (OUTPUT,))
 
 
 def _provider_for(spec: EncoderSpec, config: EncoderConfig) -> Literal["auto", "cpu", "cuda"]:

@@ -9,12 +9,13 @@ from typing import Any, Literal
 
 from pipeline.codes import Binarizer, CodesSpec
 from pipeline.encoders.hashes import hash_json
+from pipeline.encoders.long import WINDOWS, LongSpec
 from pipeline.errors import EncoderError
 
 # How the graph of a lower precision is made: raise it where the numbers change, as they are then another encoder's.
 _SCHEMES = {"fp16": 1, "int8": 1}
 # Count in a version only where they are set, so that encoders without them keep theirs.
-_LATER_FIELDS = ("codes", "layers")
+_LATER_FIELDS = ("codes", "layers", "long")
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class EncoderSpec:
     dims: length of a vector.
     codes: what vectors become before they are stored; None: they are stored as they are.
     layers: how many of the transformer's layers run; 0: all.
+    long: how texts are embedded that are longer than the model's window; None: it has none.
     """
 
     source: str
@@ -43,6 +45,7 @@ class EncoderSpec:
     precision: Literal["fp32", "fp16", "int8"]
     codes: CodesSpec | None = None
     layers: int = 0
+    long: LongSpec | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any], source: str) -> EncoderSpec:
@@ -52,7 +55,9 @@ class EncoderSpec:
         """
         if names := set(values) - {field.name for field in fields(cls)}:
             raise ValueError(f"fields that this version does not know: {', '.join(sorted(names))}")
-        return cls(**{**values, "source": source, "modules": tuple(values["modules"]), "codes": None})
+        long = LongSpec(**values["long"]) if values.get("long") else None
+        modules = tuple(values["modules"])
+        return cls(**{**values, "source": source, "modules": modules, "codes": None, "long": long})
 
     @cached_property
     def version(self) -> str:
@@ -66,6 +71,16 @@ class EncoderSpec:
         return hash_json(values)
 
     @property
+    def longest_row(self) -> int:
+        """The most tokens that the graph is given in a row; longer texts take several."""
+        return self.long.window if self.long and self.long.method in WINDOWS else self.max_tokens
+
+    @property
+    def normalised(self) -> bool:
+        """Whether vectors have the length 1."""
+        return self.modules[-1] == "normalize"
+
+    @property
     def settings(self) -> dict[str, Any]:
         """The keys of [encoder] that make this encoder again, without its codes, while its model lies at `source`."""
         return {
@@ -76,6 +91,8 @@ class EncoderSpec:
             "query_prompt": self.query_prompt,
             "dims": self.dims,
             "layers": self.layers,
+            "long": self.long.method if self.long else "split",
+            "attention_scaling": bool(self.long and self.long.attention_scaling),
         }
 
     @property

@@ -40,4 +40,4 @@ def _pieces(split: Split, source: SourceConfig, chunker: Chunker, sift: Sift) ->
         window, documents = sift(batch)
         yield window
         for chunked in chunker.chunk(documents, split.uri):
-            yield Window(chunked.chunks, rejected=chunked.rejected)
+            yield Window(chunked.chunks, rejected=chunked.rejected, truncated=chunked.truncated)

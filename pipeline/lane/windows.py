@@ -40,7 +40,7 @@ class Window:
 
     `tombstones` are to be set, by the sequences of these deletions; those of the documents in `revived` have no use any
     more once a version from here is written. `leftovers` are stored though a newer row has deleted them. `too_large`
-    are the points of chunks that have no vector, for want of memory.
+    are the points of chunks that have no vector, for want of memory; `truncated` counts documents that lost their end.
     """
 
     chunks: pa.RecordBatch
@@ -55,6 +55,7 @@ class Window:
     stored: Mapping[Key, Head] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     too_large: frozenset[str] = frozenset()
+    truncated: int = 0
 
     @property
     def nbytes(self) -> int:
@@ -129,4 +130,5 @@ def _join(parts: list[Window]) -> Window:
         stale=sum(part.stale for part in parts),
         stored={key: head for part in parts for key, head in part.stored.items()},
         rejected=tuple(rejected for part in parts for rejected in part.rejected),
+        truncated=sum(part.truncated for part in parts),
     )

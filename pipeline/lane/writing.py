@@ -103,6 +103,7 @@ class SplitWriter:
             chunks=chunks,
             points=written.points,
             tokens=int(token_counts(window.chunks).sum()),
+            truncated=window.truncated,
         ), rejected
 
     def _write(

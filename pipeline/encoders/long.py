@@ -1,0 +1,146 @@
+"""Texts longer than a model's window: which methods a model allows, and where each of them puts a token.
+
+Sources: LongEmbed (arXiv 2404.12096) for pcw, gp, rp, pi and the scaled attention. What differs from its code: each row
+goes by its own number of tokens, so that a vector does not depend on its batch; windows are of equal size and do not
+overlap; `pi-dynamic` is ours, an interpolation by the text's own length.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import EncoderConfig
+from pipeline.encoders.folder import ModelFolder
+from pipeline.encoders.positions import Positions, read_positions
+from pipeline.errors import UsageError
+
+PLAIN = ("split", "error", "truncate")
+"""The model takes what it always took: documents are cut to fit, refused, or lose their end."""
+
+LEARNED = ("gp", "rp", "pi", "pi-dynamic")
+"""Other positions for the tokens of long texts, in the graph of a model with a table of positions."""
+
+WINDOWS = ("pcw",)
+"""The model takes a text in several windows."""
+
+# A table of 512 positions reaches 8,192 tokens; further was never measured.
+_MOST = 16
+
+
+@dataclass(frozen=True)
+class LongSpec:
+    """How texts are embedded that are longer than the model's window; "split" is the absence of this.
+
+    window: tokens that the model takes by itself, special tokens included.
+    factor: how many windows long the longest text is, rounded up.
+    attention_scaling: whether attention is made sharper by log(tokens) / log(window) where there are more.
+    """
+
+    method: str
+    window: int
+    factor: int = 1
+    attention_scaling: bool = False
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether the graph itself is another one than the model's."""
+        return self.method in LEARNED
+
+
+def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:
+    """The values of `encoder.long` that a model allows."""
+    learned = LEARNED if positions.kind == "learned" and folder.format == "safetensors" else ()
+    return (*PLAIN, *WINDOWS, *learned)
+
+
+def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tuple[LongSpec | None, int]:
+    """What the settings ask for, and the longest input; `usual` is what the model takes if nobody asks for more.
+
+    Raises UsageError for a method that the model does not allow, and for lengths that are no extension or too long.
+    """
+    method, positions = config.long, read_positions(folder)
+    allowed = methods_of(folder, positions)
+    if method not in allowed:
+        raise UsageError(
+            f"encoder.long = {method!r}, and the model ({folder.config['model_type']}, {_said(folder, positions)}) "
+            "does not allow it",
+            f"One of {', '.join(allowed)}",
+            "Choose one of them, or another model",
+        )
+    _check_scaling(config)
+    if method in PLAIN:
+        return (None if method == "split" else LongSpec(method, usual)), usual
+    window = positions.window or usual
+    if config.max_tokens <= window:
+        raise UsageError(
+            f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
+            "tokens by itself",
+            f"encoder.max_tokens above {window}: the longest text that becomes one vector",
+            f"Set encoder.max_tokens, for example to {4 * window}",
+        )
+    factor = math.ceil(config.max_tokens / window)
+    if method in LEARNED and factor > _MOST:
+        raise UsageError(
+            f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
+            "tokens by itself",
+            f"At most {_MOST} times as many, {_MOST * window}",
+            "Lower encoder.max_tokens, or take encoder.long = pcw",
+        )
+    return LongSpec(method, window, factor, config.attention_scaling), config.max_tokens
+
+
+def _check_scaling(config: EncoderConfig) -> None:
+    if config.attention_scaling and config.long not in LEARNED:
+        raise UsageError(
+            f"encoder.attention_scaling with encoder.long = {config.long!r}",
+            f"A method that changes the graph: {', '.join(LEARNED)}",
+            "Leave encoder.attention_scaling out",
+        )
+
+
+def _said(folder: ModelFolder, positions: Positions) -> str:
+    if folder.format == "onnx":
+        return "an ONNX graph without other weights"
+    kind = {"unknown": "positions of a kind not known here"}.get(
+        positions.kind, f"{positions.kind} positions"
+    )
+    return kind + (", local attention" if positions.local else "")
+
+
+def position_rows(long: LongSpec, table: NDArray[np.floating], tokens: int) -> NDArray[np.float64]:
+    """What a text of so many tokens has for positions, float64[tokens, hidden].
+
+    `table` float[window, hidden] is the model's own. This is the definition; graphs are held to it.
+    """
+    window, places = len(table), np.arange(tokens)
+    if tokens <= window:
+        return table[:tokens].astype(np.float64)
+    if long.method == "gp":
+        return table[places // math.ceil(tokens / window)].astype(np.float64)
+    if long.method == "rp":
+        return table[places % window].astype(np.float64)
+    reach = (tokens - 1) / (window - 1) if long.method == "pi-dynamic" else long.factor
+    columns = [np.interp(places / reach, np.arange(window), column) for column in table.T.astype(np.float64)]
+    return np.stack(columns, axis=1)
+
+
+def stretched(table: NDArray[np.floating], factor: int) -> NDArray[np.floating]:
+    """The table with `factor` times as many rows: its own, and what lies between them on a line.
+
+    Rows behind the last of its own repeat that one (LongEmbed leaves them open).
+    """
+    window = len(table)
+    below = np.arange(window * factor) // factor
+    share = (np.arange(window * factor) % factor / factor)[:, None]
+    above = np.minimum(below + 1, window - 1)
+    rows = table[below].astype(np.float64) * (1 - share) + table[above].astype(np.float64) * share
+    return rows.astype(table.dtype)
+
+
+def sharpness(long: LongSpec, tokens: int) -> float:
+    """What attention's logits are multiplied by in a text of so many tokens."""
+    return max(1.0, math.log(tokens) / math.log(long.window)) if long.attention_scaling else 1.0
