@@ -56,6 +56,7 @@ class Watched:
     def __init__(self, store: Store) -> None:
         self._store = store
         self.asked: list[object] = []
+        self.params: list[object] = []
         self.retrieved: list[int] = []
         self.vanishing: str | None = None
 
@@ -64,6 +65,7 @@ class Watched:
 
     def query_batch_points(self, name, requests):
         self.asked += [request.with_payload for request in requests]
+        self.params += [request.params for request in requests]
         return self._store.query_batch_points(name, requests)
 
     def retrieve(self, name, ids, *more):
@@ -138,6 +140,18 @@ def test_by_document_only_the_winners_are_read(reader):
     reader._store.retrieved.clear()
     reader.search("query 0", 3, by_document=True)
     assert reader._store.retrieved == [3]
+
+
+def test_an_exact_search_goes_round_the_graph(reader):
+    with reader._following.searcher() as searcher:
+        vectors = searcher.embed(QUERIES[:3])
+        for by_document in (False, True):
+            exact = searcher.find(vectors, 5, by_document=by_document, exact=True)
+            assert [pairs(one) for one in exact] == [expected(q, 5, by_document) for q in QUERIES[:3]]
+    assert all(params is not None and params.exact for params in reader._store.params)
+    reader._store.params.clear()
+    reader.search("query 0")
+    assert reader._store.params == [None]
 
 
 def test_a_document_deleted_in_between_is_left_out(reader):

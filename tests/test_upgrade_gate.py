@@ -8,6 +8,7 @@ import random
 import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,10 +124,17 @@ def texts(count: int) -> dict[str, str]:
 
 
 def version(
-    store: Store, encoder: Words, documents: dict[str, str], alias: str, said: str, **heads: dict[str, object]
+    store: Store,
+    encoder: Words,
+    documents: dict[str, str],
+    alias: str,
+    said: str,
+    compatible: Sequence[str] = (),
+    **heads: dict[str, object],
 ) -> Searcher:
     """A collection of one chunk a document; `heads` changes what the heads of documents say."""
     contract = Contract(said, "m", "fp32", 64, "", "", "c", "", DIMS, "cosine", "plain")
+    contract = replace(contract, compatible=dict.fromkeys(compatible, "a bridge"))
     physical = collection.create(store, alias, STORE, DIMS, contract.metadata())
     ids, payloads = [], []
     for name, text in documents.items():
@@ -238,6 +246,24 @@ def test_vectors_of_one_encoder_asked_by_another_are_refused(store, both):
     old, new = both(Words(0), Words(0), texts(120))
     new.encoder = Words(1)  # as if what made the points had been mixed up
     assert outcomes(gate(store, (old, new)))["ranking"] == "fail"
+
+
+@pytest.mark.parametrize(("mapped_by", "verdict"), [(0, "pass"), (2, "fail")])
+def test_a_bridge_is_judged_by_what_searches_find(store, mapped_by, verdict):
+    documents = texts(120)
+    old = version(store, Words(0), documents, "docs", "a")
+    mapped = {name: {"encoder_version": "a", "bridge": "a bridge"} for name in list(documents)[::2]}
+    new = version(store, Words(0), documents, "docs@next", "b", compatible=["a"], **mapped)
+    records, _ = store.scroll(new.physical, limit=1000)
+    rows = [one for one in records if one.payload["headwater"]["encoder_version"] == "a"]
+    vectors = Words(mapped_by).encode_queries([one.payload["text"] for one in rows])
+    store.upsert(
+        new.physical, Points([str(one.id) for one in rows], {"": vectors}, [one.payload for one in rows])
+    )
+    found = gate(store, (old, new))
+    assert found.documents.versions == {"a": 60, "b": 60}
+    assert outcomes(found)["points"] == "pass"
+    assert (found.outcome, outcomes(found)["ranking"]) == (verdict, verdict)
 
 
 def test_too_few_hold(store, both):
