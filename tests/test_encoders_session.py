@@ -91,7 +91,7 @@ def test_onnxruntime_out_of_memory_halves_the_batch(encoder, tiny_model, encoder
         [sys.executable, "-c", OUT_OF_MEMORY, str(tiny_model), str(encoder_cache)],
         input=np.stack(rows).tobytes(), capture_output=True, check=True,
     )  # fmt: skip
-    assert b"out of memory at 65536 tokens a batch: going on with 32768" in done.stderr
+    assert b"out_of_memory batch_tokens=65536 going_on_with=32768" in done.stderr
     vectors = np.frombuffer(done.stdout, np.float32).reshape(1024, 32)
     np.testing.assert_allclose(vectors, encoder.encode(rows), atol=1e-5)
 
@@ -156,7 +156,7 @@ def test_what_does_not_fit_the_model_is_refused_and_not_cut(encoder):
 def test_a_long_query_is_cut_with_a_warning(encoder, caplog):
     long, cut = encoder.encode_queries(["water " * 500, "water " * 62])
 
-    assert "502 tokens is cut to the 64" in caplog.text
+    assert "query_cut tokens=502 kept=64" in caplog.text
     np.testing.assert_allclose(long, cut, atol=1e-6)
 
 
