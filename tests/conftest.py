@@ -51,6 +51,14 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny BERT of 48 dimensions: what an upgrade goes over to."""
+    import models
+
+    return models.tiny_bert(tmp_path_factory.mktemp("models") / "wide", seed=2, dims=48)
+
+
+@pytest.fixture(scope="session")
 def qdrant(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server that speaks Qdrant's protocol, without a key."""
     from qdrant_server import running

@@ -4,12 +4,11 @@ import threading
 from datetime import UTC, datetime, time
 
 import documents
-import models
 import points
 import pytest
 import runs
 import upgrades
-from upgrades import at, changed, expected, held, ingest, upgrade
+from upgrades import at, changed, expected, held, ingest, pair, upgrade
 
 from pipeline.errors import CollectionHeld, CollectionMismatch, UpgradeRefused, UsageError
 from pipeline.forget import forget
@@ -17,14 +16,6 @@ from pipeline.ingest import state_folder
 from pipeline.stores import Purpose, hold_lease, open_collection, open_store
 from pipeline.upgrade.candidate import Way
 from pipeline.upgrade.limits import Hours, Limits
-
-SEQUENCED = {"source__sequence": "at", "source__operation": "op"}
-
-
-@pytest.fixture(scope="session")
-def wide_model(tmp_path_factory):
-    """A tiny BERT of 48 dimensions that is the new encoder."""
-    return models.tiny_bert(tmp_path_factory.mktemp("models") / "wide", seed=2, dims=48)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +34,6 @@ def both(request, tiny_model, wide_model, encoder_cache, tmp_path):
             with_store.delete_collection(left.name)
         with_store.close()
     return pair(tiny_model, wide_model, encoder_cache, url, tmp_path)
-
-
-def pair(tiny_model, wide_model, cache, url, tmp_path, **more):
-    state = {"run__state": str(tmp_path / "state"), **SEQUENCED, **more}
-    return tuple(runs.settings(model, cache, url, **state) for model in (tiny_model, wide_model))
 
 
 @pytest.fixture

@@ -16,6 +16,14 @@ from pipeline.stores import Tombstones, collection, open_store
 from pipeline.upgrade.limits import Limits
 from pipeline.upgrade.reindex import Reindexed, reindex
 
+SEQUENCED = {"source__sequence": "at", "source__operation": "op"}
+
+
+def pair(old: Path, new: Path, cache: Path, url: str, folder: Path, **more: Any) -> tuple[Settings, Settings]:
+    """Settings of two encoders for one collection; rows have a sequence `at` and an operation `op`."""
+    state = {"run__state": str(folder / "state"), **SEQUENCED, **more}
+    return runs.settings(old, cache, url, **state), runs.settings(new, cache, url, **state)
+
 
 def ingest(to: Settings, rows: list[dict[str, Any]], folder: Path) -> None:
     """Index rows from a fresh file."""

@@ -89,7 +89,10 @@ class Difference:
 
 
 def compare(source: Mapping[Key, Head], target: Mapping[Key, Head], accept: frozenset[str]) -> Difference:
-    """Compare documents by their heads; those of the target may have the encoder versions `accept`."""
+    """Compare documents by their heads; those of the target may have the encoder versions `accept`.
+
+    In how many chunks a document is cut does not count: the target may have it from a run with a chunker of its own.
+    """
     found = Difference({}, {}, sum(head.writing for head in source.values()))
     for key, head in source.items():
         held = target.get(key)
@@ -97,7 +100,7 @@ def compare(source: Mapping[Key, Head], target: Mapping[Key, Head], accept: froz
             continue
         if held is None or not _same_text(head, held, accept):
             found.texts[key] = head
-        elif replace(head, encoder_version=held.encoder_version) != held:
+        elif replace(head, encoder_version=held.encoder_version, chunk_count=held.chunk_count) != held:
             found.metadata[key] = head
     return found
 
@@ -114,8 +117,7 @@ def count_differing(store: Store, source: str, target: str) -> int:
 
 
 def _same_text(head: Head, held: Head, accept: frozenset[str]) -> bool:
-    same = (head.text_hash, head.chunk_count) == (held.text_hash, held.chunk_count)
-    return same and held.encoder_version in accept and not held.writing
+    return head.text_hash == held.text_hash and held.encoder_version in accept and not held.writing
 
 
 def _said(head: Head) -> tuple[str, str, int, bool]:

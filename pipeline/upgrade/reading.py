@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.schemas import Observer, Progress
 from pipeline.stores import (
     OURS,
+    Chunk,
     Head,
     Key,
     Store,
@@ -92,7 +93,9 @@ class Reading:
             held = read_heads(self._store, self._sides.target, list(page))
             found = compare(page, held, self._sides.accept)
             window.patches = self._patches(found.metadata, held)
-            self.left += found.unsettled + len(found.metadata) - len(window.patches)
+            patched = {patch.key for patch in window.patches}
+            found.texts.update((key, head) for key, head in found.metadata.items() if key not in patched)
+            self.left += found.unsettled
             for document in self._documents(found.texts, held):
                 window.add(document)
                 if window.points >= _WINDOW_POINTS or window.tokens >= self._maker.window_tokens:
@@ -108,10 +111,18 @@ class Reading:
         yield window
 
     def _patches(self, documents: Mapping[Key, Head], held: Mapping[Key, Head]) -> list[Patch]:
+        """Patches of documents whose chunks are the same on both sides; the others are to be copied."""
+        ours = {key: held[key] for key in documents}
+        cut = {
+            key: [_span(chunk) for chunk in chunks]
+            for whole in read_documents(self._store, self._sides.target, ours)
+            for key, chunks in whole.items()
+        }
         return [
             Patch(key, held[key], {chunk.id: chunk.payload for chunk in chunks})
             for whole in read_documents(self._store, self._sides.source, documents)
             for key, chunks in whole.items()
+            if cut.get(key) == [_span(chunk) for chunk in chunks]
         ]
 
     def _documents(self, texts: Mapping[Key, Head], held: Mapping[Key, Head]) -> Iterator[Document]:
@@ -145,3 +156,7 @@ class Reading:
 
     def _stamped(self, payload: dict[str, Any]) -> dict[str, Any]:
         return payload | {OURS: self._maker.stamp(payload[OURS])}
+
+
+def _span(chunk: Chunk) -> tuple[int, int]:
+    return chunk.payload[OURS]["start"], chunk.payload[OURS]["end"]

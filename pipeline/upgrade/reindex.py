@@ -90,6 +90,7 @@ def reindex(
         if way in (Way.NOTHING, Way.IN_PLACE):
             return _in_place(store, versions, way, settings, limits, stop, observe)
         with leased(store, settings, versions.name + NEXT, "reindex", stop) as guarded:
+            versions.confirm(store)
             candidate = open_candidate(guarded, versions, way, target)
             if way is not Way.SOURCE:
                 return _fill(guarded, versions, candidate, way, target, limits, stop, observe)
@@ -149,6 +150,7 @@ def _in_place(
         maker = serving.embedder(settings.encoder, settings.run.window_tokens)
         try:
             with leased(store, settings, versions.name, "reindex", stop) as guarded:
+                versions.confirm(store)
                 done = _passes(guarded, sides, maker, limits, stop, observe)
                 serving = _without_family(guarded, serving)
         finally:

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pipeline import logs
 from pipeline.config import EncoderConfig, Settings
 from pipeline.encoders import Encoder, load_encoder
-from pipeline.errors import CollectionMismatch, UsageError
+from pipeline.errors import CollectionMismatch, UpgradeRefused, UsageError
 from pipeline.job import check_target
 from pipeline.stores import (
     NEXT,
@@ -100,6 +100,15 @@ class Versions:
         if serving is None:
             raise _missing(name, "the store")
         return cls(name, serving, Version.read(store, name + NEXT), Version.read(store, name + PREVIOUS))
+
+    def confirm(self, store: Store) -> None:
+        """Raise UpgradeRefused where they are others now than these, which were read before a lease was taken."""
+        if Versions.read(store, self.name) != self:
+            raise UpgradeRefused(
+                f"the versions of {self.name!r} have changed since this command began",
+                "The versions that it began with",
+                "See headwater versions list, and run again",
+            )
 
 
 @contextmanager
