@@ -267,7 +267,7 @@ def test_a_bridge_is_judged_by_what_searches_find(store, mapped_by, verdict):
 
 
 def test_too_few_hold(store, both):
-    verdict = gate(store, both(Words(0), Words(1), texts(12)))
+    verdict = gate(store, both(Words(0), Words(1), texts(9)))
     assert (verdict.outcome, verdict.exit_code) == ("hold", 5)
     assert "at least 20" in verdict.why
 
@@ -335,8 +335,9 @@ def test_sampled_sentences_are_drawn_by_their_seed(store, both):
     assert first == again != other
     assert len(first.texts) == len(other.texts) == 40
     assert all(len(text.split()) >= 4 for text in first.texts.values())
+    assert len({id.partition("#")[0] for id in first.texts}) == 40  # of as many chunks
     everything = sample_questions(store, old.physical, "plain", 1000, 3)
-    assert len(everything.texts) == 80  # each once, from wherever it began
+    assert len(everything.texts) == len(set(everything.texts.values())) == 160  # each sentence once
 
 
 def test_judgements_of_other_queries_are_said(tmp_path):

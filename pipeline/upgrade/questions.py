@@ -54,15 +54,21 @@ def read_questions(queries: Path, qrels: Path) -> Questions:
 
 
 def sample_questions(store: Store, physical: str, profile: str, count: int, seed: int = 0) -> Questions:
-    """Sentences of `count` chunks drawn by a seed, one each; fewer where there are fewer, or texts are not stored."""
-    texts, relevant = {}, {}
+    """`count` sentences of chunks drawn by a seed, of as many chunks as there are; fewer where there are no more."""
     choose = random.Random(seed)
+    drawn: list[tuple[str, str, list[str]]] = []
     for chunk in draw(store, physical, count, seed):
         ours = chunk.payload[OURS]
-        sentence = _sentence(_text(chunk.payload, profile), choose)
-        if sentence:
-            id = f"{ours['document_id']}#{ours['chunk_index']}"
-            texts[id], relevant[id] = sentence, {ours["document_id"]: 1}
+        sentences = _sentences(_text(chunk.payload, profile))
+        name = f"{ours['document_id']}#{ours['chunk_index']}"
+        drawn.append((name, ours["document_id"], choose.sample(sentences, len(sentences))))
+    texts: dict[str, str] = {}
+    relevant: dict[str, dict[str, int]] = {}
+    for number in range(max((len(sentences) for _, _, sentences in drawn), default=0)):
+        for name, document, sentences in drawn:
+            if number < len(sentences) and len(texts) < count:
+                id = f"{name}.{number}"
+                texts[id], relevant[id] = sentences[number], {document: 1}
     return Questions(texts, relevant, False, "sentences of stored chunks")
 
 
@@ -86,14 +92,13 @@ def _text(payload: Mapping[str, Any], profile: str) -> str:
         return ""
 
 
-def _sentence(text: str, choose: random.Random) -> str:
-    """One of a text's sentences, or half the words of one that is a single sentence; "" where there is none."""
+def _sentences(text: str) -> list[str]:
+    """A text's sentences, or the first half of the words of one that is a single sentence; none of a few words."""
     starts = [0, *sentence_starts(text), len(text)]
     sentences = [" ".join(text[a:b].split()) for a, b in itertools.pairwise(starts)]
     whole = [one for one in sentences if len(one.split()) >= _LEAST_WORDS]
     if len(whole) > 1:
-        return choose.choice(whole)
+        return whole
     words = text.split()
     half = len(words) // 2
-    begin = choose.randrange(len(words) - half + 1) if words else 0
-    return " ".join(words[begin : begin + half]) if half >= _LEAST_WORDS else ""
+    return [" ".join(words[:half])] if half >= _LEAST_WORDS else []
