@@ -11,7 +11,15 @@ import pytest
 import runs
 
 from pipeline.evaluation.codes import JudgedVectors
-from pipeline.evaluation.versions import JudgedPair, Way, difference, found_by, measure_versions, ways_of
+from pipeline.evaluation.versions import (
+    JudgedPair,
+    Way,
+    cross,
+    difference,
+    found_by,
+    measure_versions,
+    ways_of,
+)
 from pipeline.versions import BridgeOptions, fit_bridge
 from pipeline.versions.maps import to_unit
 
@@ -112,8 +120,8 @@ def test_documents_are_new_as_wholes():
     )
     first = np.ones((len(pair.new.queries), 1), np.float32)  # all that is new is found before all that is old
     way = Way("it", first, np.full((100, 1), -1, np.float32), np.ones((100, 1), np.float32))
-    (row,) = measure_versions(both, [way], (0.2,))["ways"]
-    assert row["mixed"][0]["new_found"] == 1.0, "ten of fifty are new, with both of their chunks"
+    found = cross(way, both.new, (0.2,)).mixed[0]
+    assert found.new_found.mean() == 1.0, "ten of fifty are new, with both of their chunks"
 
 
 def test_an_upgrade_that_gains_nothing_has_no_share_to_recover():

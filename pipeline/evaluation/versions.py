@@ -79,9 +79,21 @@ def ways_of(bridge: Bridge, pair: JudgedPair) -> Iterator[Way]:
         yield Way(f"query {name}", asked, *_side_by_side(old.documents, new.documents))
 
 
-def measure_versions(
-    pair: JudgedPair, ways: Sequence[Way], shares: Sequence[float] = SHARES, seed: int = 0
-) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class Crossed:
+    """What a way finds on one set.
+
+    turned: old queries in new documents, where such queries can be compared; mixed: new queries in indexes of which the
+    share `shares[i]` of documents is new.
+    """
+
+    way: Way
+    turned: Found | None
+    shares: Sequence[float]
+    mixed: Sequence[Found]
+
+
+def measure_versions(pair: JudgedPair, ways: Sequence[Way], seed: int = 0) -> dict[str, Any]:
     """The matrix of a judged set as JSON values.
 
     old/old and new/new (of encoders that know nothing of each other), then for each way new/old, old/new where there is
@@ -89,13 +101,26 @@ def measure_versions(
     are from old/old, with 95 % intervals from resampling queries. `recovered`: the part of what new/new gains over
     old/old that new/old gains; None where it gains nothing.
     """
+    return matrix(pair, [cross(way, pair.new, SHARES, seed) for way in ways], seed)
+
+
+def cross(way: Way, judged: JudgedVectors, shares: Sequence[float], seed: int = 0) -> Crossed:
+    """Measure a way; `shares` of new documents begin with 0, which is new/old."""
+    turned = None
+    if way.old_queries is not None:
+        turned = found_by(way.old_queries, way.new_documents, judged)
+    return Crossed(way, turned, shares, [_mixed(way, judged, share, seed) for share in shares])
+
+
+def matrix(pair: JudgedPair, crossed: Sequence[Crossed], seed: int = 0) -> dict[str, Any]:
+    """What `measure_versions` gives, of ways that were measured."""
     old = found_by(pair.old.queries, pair.old.documents, pair.old)
     new = found_by(pair.new.queries, pair.new.documents, pair.new)
     return {
         "queries": len(old.ndcg),
         "old/old": _cell(old, None, seed),
         "new/new": _cell(new, old, seed),
-        "ways": [_measured(way, pair.new, old, new, shares, seed) for way in ways],
+        "ways": [_said(each, old, new, seed) for each in crossed],
     }
 
 
@@ -119,36 +144,33 @@ def found_by(
     return Found(np.array(list(ndcg.values())), *(np.array(each) for each in (recall, found, relevant)))
 
 
-def _measured(
-    way: Way, judged: JudgedVectors, old: Found, new: Found, shares: Sequence[float], seed: int
-) -> dict[str, Any]:
-    mixed = [_mixed(way, judged, share, seed) for share in shares]
+def _said(crossed: Crossed, old: Found, new: Found, seed: int) -> dict[str, Any]:
     gap = float(new.ndcg.mean() - old.ndcg.mean())
-    crossed = found_by(way.queries, way.old_documents, judged)
-    said: dict[str, Any] = {"way": way.name, "chosen": way.chosen, "new/old": _cell(crossed, old, seed)}
-    if way.old_queries is not None:
-        said["old/new"] = _cell(found_by(way.old_queries, way.new_documents, judged), old, seed)
-    gained = float(crossed.ndcg.mean() - old.ndcg.mean())
+    gained = float(crossed.mixed[0].ndcg.mean() - old.ndcg.mean())
+    said: dict[str, Any] = {"way": crossed.way.name, "chosen": crossed.way.chosen}
+    said["new/old"] = _cell(crossed.mixed[0], old, seed)
+    if crossed.turned is not None:
+        said["old/new"] = _cell(crossed.turned, old, seed)
     said["recovered"] = round(gained / gap, 4) if gap > 0 else None
     said["mixed"] = [
         {"new": share, **_cell(each, old, seed), "new_found": _mean(each.new_found)}
         | {"new_relevant": _mean(each.new_relevant)}
-        for share, each in zip(shares, mixed, strict=True)
+        for share, each in zip(crossed.shares, crossed.mixed, strict=True)
     ]
-    return said | {"verdict": _verdict(said, mixed, shares, seed)}
+    return said | {"verdict": _verdict(said, crossed, seed)}
 
 
-def _verdict(
-    said: dict[str, Any], mixed: Sequence[Found], shares: Sequence[float], seed: int
-) -> dict[str, Any]:
+def _verdict(said: dict[str, Any], crossed: Crossed, seed: int) -> dict[str, Any]:
     """What a gate asks: better than before, never worse, and no worse for more new documents."""
-    steps = [difference(after.ndcg, before.ndcg, seed) for before, after in pairwise(mixed)]
+    steps = [difference(after.ndcg, before.ndcg, seed) for before, after in pairwise(crossed.mixed)]
     return {
         "beats_old": said["new/old"]["interval"][0] > 0,
         "not_below_old": said["new/old"]["interval"][1] >= 0,
         "mixed_below_old": [row["new"] for row in said["mixed"] if row["difference"] < 0],
         "mixed_worse_than_old": [row["new"] for row in said["mixed"] if row["interval"][1] < 0],
-        "falls_after": [share for share, (_, _, high) in zip(shares, steps, strict=False) if high < 0],
+        "falls_after": [
+            share for share, (_, _, high) in zip(crossed.shares, steps, strict=False) if high < 0
+        ],
     }
 
 
