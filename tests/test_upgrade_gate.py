@@ -47,16 +47,16 @@ STORE = StoreConfig(url="memory:", collection="docs")
 differences = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=60).map(np.array)
 
 
-@given(differences, st.floats(0, 0.2), st.integers(2, 40))
-def test_only_what_is_certain_passes(values, tolerance, least):
+@given(differences, st.floats(0, 0.2), st.integers(2, 40), st.floats(0, 0.3))
+def test_only_what_is_certain_passes(values, tolerance, least, lost):
     found = paired(values)
     assert found.low <= found.mean + 1e-9
     assert found.mean <= found.high + 1e-9
-    outcome, sentence = judge_difference(found, tolerance, least)
+    outcome, sentence = judge_difference(found, tolerance, least, lost)
     if len(values) < least:
         assert (outcome, str(least) in sentence) == ("hold", True)
     elif found.high < 0:
-        assert outcome == "fail"
+        assert outcome == ("fail" if found.high < -lost else "hold")
     else:
         assert (outcome == "pass") == (found.low >= -tolerance)
 
@@ -240,6 +240,16 @@ def test_a_worse_encoder_of_the_same_dimension_is_refused(store, both, tmp_path)
     assert worst[0]["query"] in shown
     drawn = ElementTree.parse(tmp_path / "report/differences.svg").getroot()
     assert len(drawn.findall("{*}path")) == 1 + said["compared"][0]["queries"]
+
+
+def test_known_items_that_lose_a_little_hold_and_judged_ones_fail(store, both, tmp_path):
+    documents = texts(60)
+    queries, qrels = judged(tmp_path, documents)
+    sides = both(Words(0), Words(1, forgetting=0.25), documents)
+    known, people = gate(store, sides), gate(store, sides, Golden(queries, qrels))
+    assert -0.1 < known.compared[0].difference.high < 0
+    assert (outcomes(known)["ranking"], outcomes(people)["ranking"]) == ("hold", "fail")
+    assert "--qrels" in known.why
 
 
 def test_vectors_of_one_encoder_asked_by_another_are_refused(store, both):

@@ -71,16 +71,18 @@ def paired(differences: NDArray[np.float64], seed: int = 0) -> Paired:
     return Paired(float(differences.mean()), float(low), float(high), len(differences))
 
 
-def judge_difference(found: Paired, tolerance: float, least: int) -> tuple[Outcome, str]:
+def judge_difference(found: Paired, tolerance: float, least: int, lost: float = 0.0) -> tuple[Outcome, str]:
     """Whether new is not worse than old by more than `tolerance`, and why; nothing is decided by fewer than `least`.
 
-    Worse with 95 % certainty fails, by however little; not worse by more than the tolerance with the same certainty
+    Worse by more than `lost` with 95 % certainty fails; not worse by more than the tolerance with the same certainty
     passes; all else holds, with an estimate of how many queries would decide it.
     """
     if found.queries < least:
         return "hold", f"{found.queries} queries decide nothing: at least {least} are needed"
+    if found.high < -lost:
+        return "fail", f"certainly worse: {found}"
     if found.high < 0:
-        return "fail", f"worse by {-found.mean:.3f}, and certainly worse: {found}"
+        return "hold", f"worse, but by too little to refuse it for: {found}"
     if found.low >= -tolerance:
         return "pass", f"not worse by more than {tolerance:g}: {found}"
     return "hold", f"undecided: {found}; {_needed(found, tolerance)}"

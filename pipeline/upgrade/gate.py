@@ -29,6 +29,9 @@ from pipeline.upgrade.verdict import Compared, Verdict, compare_ranked
 
 _MOST_TEXTS = 200_000  # chunks whose words are held in memory
 _MOST_VECTORS = 200  # queries whose exact answers are computed
+# Known items are found by their words, so that a better encoder can lose a little: mpnet against MiniLM found -0.034 of
+# them on a set where it is +0.090 better by what people judged. A bad one loses much: -0.298. Between holds.
+_LOST_ITEMS = 0.1
 
 
 @dataclass(frozen=True)
@@ -132,7 +135,10 @@ def _ranking(found: Compared, bars: GateConfig) -> list[Check]:
     if found.difference is None:
         why = "there is nothing to ask: no chunk keeps a text with a sentence; give judged --queries and --qrels"
         return [Check(name, "hold", None, f"-{bars.tolerance:g}", why)]
-    outcome, sentence = judge_difference(found.difference, bars.tolerance, bars.least)
+    lost_items = 0.0 if found.judged else _LOST_ITEMS
+    outcome, sentence = judge_difference(found.difference, bars.tolerance, bars.least, lost_items)
+    if outcome == "hold" and not found.judged:
+        sentence += "; sentences favour what goes by words: judged --queries and --qrels say more"
     old, new = found.old[found.measure], found.new[found.measure]
     said = f"{found.measure} {old:.3f} → {new:.3f}, {sentence}"
     checks = [Check(name, outcome, round(found.difference.mean, 5), f"≥ -{bars.tolerance:g}", said)]
