@@ -74,6 +74,8 @@ def test_a_folder_gives_back_what_was_saved(tmp_path):
     np.testing.assert_array_equal(found.documents(old), bridge.documents(old))
     np.testing.assert_array_equal(found.queries(new), bridge.queries(new))
     assert found.figures == bridge.figures
+    modes = {file.name: file.stat().st_mode & 0o777 for file in (tmp_path / "bridge").iterdir()}
+    assert modes == {"bridge.json": 0o644, "bridge.safetensors": 0o644}, "searches may run as somebody else"
     with pytest.raises(EncoderError, match="holds a bridge already"):
         save_bridge(bridge, tmp_path / "bridge")
 

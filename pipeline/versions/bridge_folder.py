@@ -42,6 +42,7 @@ def save_bridge(bridge: Bridge, folder: Path) -> None:
         for name, array in each.arrays().items()
     }
     save_file(named, folder / ARRAYS)
+    os.chmod(folder / ARRAYS, 0o644)  # safetensors writes for its owner alone; whoever searches reads it
     said = {
         "format": _FORMAT,
         "fingerprint": bridge.fingerprint,
