@@ -8,30 +8,14 @@ import points
 import pytest
 import upgrades
 from histories import Crashing
-from upgrades import changed, expected, held, ingest, pair, upgrade
+from upgrades import Says, aliases, changed, expected, held, ingest, pair, promoted, rolled_back, upgrade
 
-from pipeline.config import EncoderConfig
 from pipeline.errors import CollectionHeld, CollectionMismatch, StoreUnavailable, UpgradeRefused
 from pipeline.schemas import point_id
 from pipeline.stores import hold_lease, open_store
 from pipeline.upgrade import versions as module
-from pipeline.upgrade.promotion import promote, retire, rollback
+from pipeline.upgrade.promotion import retire
 from pipeline.upgrade.versions import Versions, read_record
-
-
-class Says:
-    """A gate that always says the same."""
-
-    why = "it is worse"
-
-    def __init__(self, outcome="pass"):
-        self.outcome = outcome
-
-    def __call__(self, store):
-        return self
-
-    def as_dict(self):
-        return {"verdict": self.outcome}
 
 
 @pytest.fixture
@@ -42,25 +26,6 @@ def both(tiny_model, wide_model, encoder_cache, tmp_path):
 @pytest.fixture(scope="module")
 def rows():
     return [changed(row, at=1, op="upsert") for row in documents.rows(12, most_words=90)]
-
-
-def how(settings):
-    return EncoderConfig(cache=settings.encoder.cache, provider="cpu")
-
-
-def promoted(settings, gate=None):
-    return promote(settings, how(settings), gate or Says(), threading.Event())
-
-
-def rolled_back(settings):
-    return rollback(settings, how(settings), threading.Event())
-
-
-def aliases(settings):
-    store = open_store(settings.store)
-    found = {one.alias_name: one.collection_name for one in store.get_aliases().aliases}
-    store.close()
-    return found
 
 
 def test_there_and_back_with_all_that_changed(both, rows, tmp_path):

@@ -7,13 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import documents
+import numpy as np
 import points
 import runs
 
-from pipeline.config import Settings
+from pipeline.config import EncoderConfig, Settings
 from pipeline.local import LocalExecutor
 from pipeline.stores import Tombstones, collection, open_store
 from pipeline.upgrade.limits import Limits
+from pipeline.upgrade.promotion import promote, retire, rollback
 from pipeline.upgrade.reindex import Reindexed, reindex
 
 SEQUENCED = {"source__sequence": "at", "source__operation": "op"}
@@ -71,4 +73,53 @@ def tombstones(settings: Settings, alias: str) -> dict[tuple[str, str], int]:
 
 
 def changed(row: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """A row with other values."""
     return {**row, **values}
+
+
+class Says:
+    """A gate that always says the same."""
+
+    why = "it is worse"
+
+    def __init__(self, outcome="pass"):
+        self.outcome = outcome
+
+    def __call__(self, store):
+        return self
+
+    def as_dict(self):
+        return {"verdict": self.outcome}
+
+
+def how(settings):
+    return EncoderConfig(cache=settings.encoder.cache, provider="cpu")
+
+
+def promoted(settings, gate=None):
+    return promote(settings, how(settings), gate or Says(), threading.Event())
+
+
+def rolled_back(settings):
+    return rollback(settings, how(settings), threading.Event())
+
+
+def aliases(settings):
+    store = open_store(settings.store)
+    found = {one.alias_name: one.collection_name for one in store.get_aliases().aliases}
+    store.close()
+    return found
+
+
+def retire_now(settings: Settings) -> None:
+    """Delete the version that was replaced."""
+    retire(settings, threading.Event(), now=True)
+
+
+def assert_same_named(left: dict[str, Any], right: dict[str, Any]) -> None:
+    """Same ids, equal payloads, named vectors within what half precision leaves."""
+    assert left.keys() == right.keys()
+    for id, (payload, vectors) in left.items():
+        assert payload == right[id][0]
+        for name, vector in vectors.items():
+            np.testing.assert_allclose(vector, right[id][1][name], atol=1e-3)

@@ -30,6 +30,7 @@ from pipeline.cli.report import (
     stray,
 )
 from pipeline.cli.running import counted, draining, executor_of, report, say_held
+from pipeline.cli.upgrading import promote, reindex, retire, rollback
 from pipeline.cli.versions import versions_app
 from pipeline.errors import CollectionHeld, UsageError
 from pipeline.evaluation import evaluate_retrieval, read_queries
@@ -49,7 +50,8 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(codes_app, name="codes")
 app.add_typer(versions_app, name="versions")
 app.add_typer(encoders_app, name="encoders")
-app.command()(forget)
+for command in (forget, reindex, promote, rollback, retire):
+    app.command()(command)
 
 
 @app.command()

@@ -11,11 +11,13 @@ from pipeline import bridging
 from pipeline.cli import options
 from pipeline.cli.judging import drift, gate
 from pipeline.cli.report import print_result, print_rows, print_table, progress
+from pipeline.cli.upgrading import list_all
 from pipeline.evaluation.pair import evaluate_versions, settings_of
 
 versions_app = typer.Typer(
     help="Versions of an encoder: bridges between them, and what an upgrade finds.", no_args_is_help=True
 )
+versions_app.command("list")(list_all)
 versions_app.command()(gate)
 versions_app.command()(drift)
 

@@ -8,6 +8,7 @@ versions    which version serves, which is being built, which is kept
 candidate   the version that is being built, and how it is to be filled
 reindex     fills it
 promotion   lets it serve, and the way back
+listing     what versions there are
 gate        whether readers may be moved: completeness, questions and what both answer (asking), judged tasks,
             each a check that passes, holds or fails (decision); verdict and report
 drift       how stored vectors of two versions, or of two times, differ (sampling, drifting)
