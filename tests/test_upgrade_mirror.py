@@ -234,6 +234,20 @@ def test_in_place_only_vectors_of_other_versions_are_replaced_and_nothing_is_mar
     assert marks == []
 
 
+def test_a_document_that_the_target_has_cut_its_own_way_stays_so_until_it_changes():
+    store = in_memory()
+    index(store, Row(A, ("river", "stone"), 1, 3))
+    one_pass(store)
+    own = {"start": 0, "end": 11, "chunk_count": 1}
+    store.set_payload("d", own, [point_id(*A, 0)], key="headwater")
+    store.delete("d", [point_id(*A, 1)])
+    assert one_pass(store).changed == 0
+    index(store, Row(A, ("river", "stone"), 2, 4))
+    done = one_pass(store)  # metadata would be laid over other chunks
+    assert (done.copied, done.patched, done.left) == (1, 0, 0)
+    equal(store)
+
+
 @pytest.mark.parametrize("at", range(4))
 def test_no_document_is_read_half_of_one_version_and_half_of_the_next(at, monkeypatch):
     monkeypatch.setattr(documents, "_PAGE", 1)

@@ -13,6 +13,7 @@ from upgrades import Says, aliases, changed, expected, held, ingest, pair, promo
 from pipeline.errors import CollectionHeld, CollectionMismatch, StoreUnavailable, UpgradeRefused
 from pipeline.schemas import point_id
 from pipeline.stores import hold_lease, open_store
+from pipeline.stores.collection import point_aliases
 from pipeline.upgrade import versions as module
 from pipeline.upgrade.promotion import retire
 from pipeline.upgrade.versions import Versions, read_record
@@ -88,6 +89,42 @@ def test_what_is_not_good_is_refused_and_leaves_everything(both, rows, tmp_path)
         ):
             promoted(new)
     assert aliases(old) == before
+
+
+def test_versions_that_change_under_a_command_stop_it(both, rows, tmp_path):
+    old, new = both
+    ingest(old, rows, tmp_path)
+    upgrade(new)
+    before = aliases(old)
+
+    def judge(store):
+        point_aliases(store, {"docs": before["docs@next"], "docs@next": None})
+        return Says()
+
+    with pytest.raises(UpgradeRefused, match="have changed since"):
+        promoted(new, judge)
+    assert aliases(old) == {"docs": before["docs@next"]}
+
+
+def test_documents_that_cannot_go_back_as_they_are_cut_are_named_and_their_source_brings_them(
+    both, rows, tmp_path
+):
+    old, new = (
+        one.model_copy(update={"chunking": one.chunking.model_copy(update={"max_tokens": 0})}) for one in both
+    )
+    short = old.model_copy(update={"encoder": old.encoder.model_copy(update={"max_tokens": 50})})
+    ingest(short, rows, tmp_path)
+    upgrade(new)
+    promoted(new)
+    fresh = changed(rows[0], at=2, text=" ".join(["river"] * 60))
+    ingest(new, [fresh], tmp_path)
+    serving = aliases(new)
+    with pytest.raises(UpgradeRefused, match=r"the first 'doc-0'.*ingest --collection docs@previous"):
+        rolled_back(new)
+    assert aliases(new) == serving
+    ingest(upgrades.at(short, "docs@previous"), [fresh], tmp_path)
+    rolled_back(new)
+    points.assert_same(held(short), expected(short, [fresh, *rows[1:]], tmp_path / "back"))
 
 
 def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_path):
