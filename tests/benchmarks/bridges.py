@@ -102,7 +102,7 @@ def compare(
             for rival, of in rivals.items()
         ]
         crossed = [cross(way, pair.new, SHARES if _title(way) else (0.0, 1.0)) for way in ways]
-        said[name] = matrix(pair, crossed)
+        said[name] = short(matrix(pair, crossed))
         for title, found in _queries_asked(bridge, pair, name, rivals).items():
             gathered.setdefault(title, {}).setdefault("new/old", []).append(found)
         for each in crossed:
@@ -113,6 +113,17 @@ def compare(
                     cells.setdefault(f"{share:g} new", []).append(found)
     said["all sets"] = _pooled(gathered, pairs)
     return said
+
+
+def short(found: dict[str, Any]) -> dict[str, Any]:
+    """A matrix without the mixed indexes of ways that were measured at their ends alone."""
+    ways = [
+        way
+        if len(way["mixed"]) == len(SHARES)
+        else {k: v for k, v in way.items() if k not in ("mixed", "verdict")}
+        for way in found["ways"]
+    ]
+    return found | {"ways": ways}
 
 
 def _title(way: Way) -> str:

@@ -31,6 +31,10 @@ def page(record: dict[str, Any]) -> str:
         f"All {alone['queries']} queries together: old/old {alone['old/old']['ndcg@10']:.3f}, "
         f"new/new {alone['new/new']['ndcg@10']:.3f} ({_interval(alone['new/new'])}).",
         "",
+        "Outside texts are other people's: manuals, encyclopaedia, news. Inside texts are drawn from the sets' own "
+        f"{sum(record['dataset'].values())} chunks, so that many of the documents searched are known to the bridge. "
+        "isotrieve is fitted on the same texts; `sentences too`: and on the sentence of each that ours is fitted on.",
+        "",
         "![nDCG@10](bridges.svg)",
     ]
     for place in [name for name in results if name != "encoders"]:
@@ -72,8 +76,9 @@ def _set_table(name: str, found: dict[str, Any]) -> list[str]:
         turned = f"{way['old/new']['ndcg@10']:.3f}" if "old/new" in way else ""
         mixed = [
             f"{row['ndcg@10']:.3f} ({row['new_found']:.2f}/{row['new_relevant']:.2f})"
-            for row in way["mixed"][1:-1]
+            for row in way.get("mixed", [])[1:-1]
         ]
+        mixed = mixed or [""] * 3
         cell = way["new/old"]
         title = f"**{way['way']}**" if way["chosen"] else way["way"]
         lines.append(
