@@ -6,6 +6,7 @@ methods     what codes are compared with, at equal bytes
 comparison  all of them on one judged set
 choice      which to store in so many bytes
 figure      quality against bytes, drawn
+long        one sentence of a long document, found or not; needles: the texts, facts: what they are made of
 retrieval   exact ranking by best chunk, nDCG@10 and recall@100 as trec_eval computes them
 """
 

@@ -1,0 +1,54 @@
+"""The command `headwater evaluate long`: how well one sentence of a long document is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pipeline.cli import options
+from pipeline.cli.report import print_result, print_rows, progress
+from pipeline.evaluation.long import evaluate_long, read_lengths
+
+
+def long(
+    lengths: Annotated[
+        str, typer.Option("--lengths", help="Nominal tokens, of 0.75 words each.", metavar="N,N,…")
+    ] = "512,1024,2048",
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="How many times, each with other texts.")] = 5,
+    haystack: Annotated[
+        Path | None,
+        typer.Option(
+            "--haystack",
+            help="Prose to hide needles in: a text file, or a Parquet file with a column text. Without it, generated.",
+            metavar="FILE",
+        ),
+    ] = None,
+    encoder: options.Encoder = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Hide passkeys and facts in long documents and look for them: by the encoder's way with length, and by others."""
+    settings = options.settings(config, set, {"encoder.model": encoder})
+    wanted = read_lengths(lengths)
+    with progress() as observe:
+        found = evaluate_long(settings.encoder, wanted, seeds, haystack, observe)
+    print_result(found, json_out, lambda: print_rows(_COLUMNS, [_columns(row) for row in found["rows"]]))
+
+
+_COLUMNS = ("task", "length", "method", "accuracy", "nDCG@10", "over truncation", "hub")
+
+
+def _columns(row: dict[str, Any]) -> tuple[str, ...]:
+    gain = row["ndcg@10_gain"]
+    return (
+        row["task"],
+        f"{row['length']:,}",
+        row["method"],
+        f"{row['accuracy']:.2f} ± {row['accuracy_sd']:.2f}",
+        f"{row['ndcg@10']:.3f} ± {row['ndcg@10_sd']:.3f}",
+        "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else "",
+        str(row["hub"]),
+    )

@@ -1,0 +1,182 @@
+"""How well one sentence of a long document is found, by an encoder's own way with long texts and by others.
+
+truncation            the beginning that the model's window holds
+windows               the mean of windows of equal size (parallel context windows)
+best window           the best of them: a vector each
+bm25                  words alone
+the encoder's method  one vector a document, where its settings have one
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import EncoderConfig
+from pipeline.encoders import Encoder, load_plain_encoder
+from pipeline.encoders.pieces import cut
+from pipeline.errors import UsageError
+from pipeline.evaluation.bm25 import rank_by_words
+from pipeline.evaluation.needles import TASKS, Haystack, Task, make, read_prose
+from pipeline.evaluation.retrieval import rank
+from pipeline.schemas import Observer, Progress
+
+BASELINE = "truncation"
+_DEPTH = 10
+_RESAMPLES = 2000
+
+Found = list[list[int]]
+"""A list of document numbers a query, best first."""
+
+
+@dataclass(frozen=True, eq=False)
+class Scores:
+    """One method on one haystack, a value a query; `hub` counts the queries that the most successful document won."""
+
+    accuracy: NDArray[np.float64]
+    ndcg: NDArray[np.float64]
+    hub: int
+
+
+def evaluate_long(
+    config: EncoderConfig,
+    lengths: Sequence[int],
+    seeds: int,
+    prose: Path | None = None,
+    observe: Observer = lambda _: None,
+) -> dict[str, Any]:
+    """Measure an encoder on generated passkeys and needles of these nominal lengths, as JSON values.
+
+    A row a task, length and method: accuracy of the first and nDCG@10 as means over seeds, their standard deviation,
+    the largest hub, and the difference to truncation with its 95 % interval, paired by query.
+    """
+    sentences = read_prose(prose)
+    haystacks = [make(task, n, seed, sentences) for task in TASKS for n in lengths for seed in range(seeds)]
+    observe(Progress("preparing the encoder"))
+    encoder = load_plain_encoder(config)
+    measured: list[tuple[Haystack, dict[str, Scores]]] = []
+    try:
+        for number, haystack in enumerate(haystacks):
+            observe(Progress("embedding", number, len(haystacks)))
+            measured.append((haystack, measure(encoder, haystack)))
+    finally:
+        encoder.close()
+    return {
+        "encoder": config.model,
+        "encoder_version": encoder.spec.version,
+        "window": window_of(encoder),
+        "max_tokens": encoder.spec.max_tokens,
+        "long": method_of(encoder),
+        "seeds": seeds,
+        "haystack": str(prose) if prose else "generated",
+        "rows": rows(measured),
+    }
+
+
+def window_of(encoder: Encoder) -> int:
+    """How many tokens an encoder's model takes by itself."""
+    return encoder.spec.long.window if encoder.spec.long else encoder.spec.max_tokens
+
+
+def method_of(encoder: Encoder) -> str:
+    """What an encoder does with long texts, by name."""
+    long = encoder.spec.long
+    return (long.method if long else "split") + (", sharper" if long and long.attention_scaling else "")
+
+
+def measure(encoder: Encoder, haystack: Haystack, others: bool = True) -> dict[str, Scores]:
+    """Score an encoder's own method on a haystack, where it has one, and the `others`; vectors are held in memory."""
+    window, around = window_of(encoder), encoder.tokenizer.around
+    texts = [encoder.tokenizer.encode(text) for text in haystack.documents]
+    queries = encoder.encode_queries(haystack.queries)
+    alone = np.arange(len(texts))
+
+    def found(vectors: NDArray[np.float32], owners: NDArray[np.int64]) -> Scores:
+        return score(rank(queries, vectors, owners, _DEPTH)[0].tolist())
+
+    scores: dict[str, Scores] = {}
+    if others:
+        scores["bm25"] = score(_by_words(haystack))
+        scores[BASELINE] = found(encoder.encode([shorten(ids, around[1], window) for ids in texts]), alone)
+        pieces = [cut(ids, around, window) for ids in texts]
+        owners = np.repeat(alone, [len(each) for each in pieces])
+        vectors = encoder.encode([piece for each in pieces for piece in each])
+        means = np.stack([vectors[owners == text].mean(axis=0) for text in alone])
+        scores["windows"] = found(means / np.linalg.norm(means, axis=1, keepdims=True), alone)
+        scores["best window"] = found(vectors, owners)
+    most = encoder.spec.max_tokens
+    if most > window:
+        scores[method_of(encoder)] = found(
+            encoder.encode([shorten(ids, around[1], most) for ids in texts]), alone
+        )
+    return scores
+
+
+def _by_words(haystack: Haystack) -> Found:
+    numbers = [str(number) for number in range(len(haystack.documents))]
+    found = rank_by_words(haystack.documents, numbers, haystack.queries, _DEPTH)
+    return [[int(number) for number in row] for row in found]
+
+
+def shorten(ids: NDArray[np.int32], after: int, most: int) -> NDArray[np.int32]:
+    """The beginning of an input int32[n], at most so many tokens of it; the special tokens at its end stay."""
+    return ids if len(ids) <= most else np.concatenate([ids[: most - after], ids[len(ids) - after :]])
+
+
+def score(found: Found) -> Scores:
+    """Scores of a ranking where query n is answered by document n."""
+    places = [row.index(query) if query in row else _DEPTH for query, row in enumerate(found)]
+    winners = [row[0] for row in found if row]
+    return Scores(
+        np.array([float(place == 0) for place in places]),
+        np.array([1 / np.log2(2 + place) if place < _DEPTH else 0.0 for place in places]),
+        max((winners.count(document) for document in set(winners)), default=0),
+    )
+
+
+def rows(measured: Sequence[tuple[Haystack, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
+    """A row a task, length and method, as JSON values, over the haystacks of all seeds."""
+    grouped: dict[tuple[Task, int, str], list[Scores]] = {}
+    for haystack, scores in measured:
+        for method, scored in scores.items():
+            grouped.setdefault((haystack.task, haystack.length, method), []).append(scored)
+    return [
+        {"task": task, "length": length, "method": method}
+        | _summary(runs, [] if method == BASELINE else grouped.get((task, length, BASELINE), []))
+        for (task, length, method), runs in grouped.items()
+    ]
+
+
+def _summary(runs: Sequence[Scores], plain: Sequence[Scores]) -> dict[str, Any]:
+    said: dict[str, Any] = {}
+    for name, of in (("accuracy", "accuracy"), ("ndcg@10", "ndcg")):
+        means = [float(getattr(run, of).mean()) for run in runs]
+        said |= {name: round(float(np.mean(means)), 4), f"{name}_sd": round(float(np.std(means)), 4)}
+        said[f"{name}_gain"] = _gain(runs, plain, of) if plain else None
+    return said | {"hub": max(run.hub for run in runs)}
+
+
+def _gain(runs: Sequence[Scores], plain: Sequence[Scores], of: str) -> list[float]:
+    """The mean difference to truncation and its 95 % interval, over the queries of all seeds, drawn again."""
+    each = np.concatenate([getattr(a, of) - getattr(b, of) for a, b in zip(runs, plain, strict=True)])
+    picks = np.random.default_rng(0).integers(0, len(each), (_RESAMPLES, len(each)))
+    low, high = np.quantile(each[picks].mean(axis=1), (0.025, 0.975))
+    return [round(float(value), 4) for value in (each.mean(), low, high)]
+
+
+def read_lengths(text: str) -> list[int]:
+    """Lengths out of "512,1024"; raises UsageError."""
+    try:
+        lengths = [int(part) for part in text.split(",")]
+    except ValueError:
+        lengths = []
+    if not lengths or min(lengths) < 128:
+        raise UsageError(
+            f"--lengths {text!r}", "Whole numbers of 128 or more", "For example --lengths 512,1024,2048"
+        )
+    return lengths

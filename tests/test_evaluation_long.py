@@ -1,0 +1,136 @@
+"""Passkeys and needles: texts as LongEmbed makes them, and what is said about who finds them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.config import EncoderConfig
+from pipeline.errors import UsageError
+from pipeline.evaluation.bm25 import rank_by_words
+from pipeline.evaluation.facts import FACTS
+from pipeline.evaluation.long import evaluate_long, read_lengths, score, shorten
+from pipeline.evaluation.needles import make, read_prose
+
+
+@pytest.fixture(scope="module")
+def prose():
+    return read_prose(None)
+
+
+def test_prose_of_our_own_is_long_enough_for_32k_tokens_and_never_repeats_itself(prose):
+    assert sum(len(sentence.split()) for sentence in prose) > 24_600
+    assert len(set(prose)) == len(prose)
+    assert read_prose(None) == prose
+
+
+@pytest.mark.parametrize(("length", "characters"), [(256, 878), (512, 1778), (1024, 3600)])
+def test_passkeys_are_as_long_as_the_released_ones(prose, length, characters):
+    documents = make("passkey", length, 0, prose).documents
+
+    assert np.mean([len(text) for text in documents]) == pytest.approx(characters, rel=0.02)
+
+
+@pytest.mark.parametrize("task", ["passkey", "needle"])
+def test_one_document_answers_each_query(task, prose):
+    haystack = make(task, 512, 3, prose)
+
+    assert len(haystack.documents) == len(set(haystack.documents)) == 100
+    assert len(haystack.queries) == len(set(haystack.queries)) == 50
+    for number, query in enumerate(haystack.queries):
+        asked = re.sub(r"\?$", "", query.rsplit(" for " if task == "passkey" else " ", 1)[-1])
+        assert [n for n, text in enumerate(haystack.documents) if asked.lower() in text.lower()] == [number]
+    sizes = [len(text.split()) for text in haystack.documents]
+    assert 384 - 24 < min(sizes) <= max(sizes) <= 384
+    assert make(task, 512, 3, prose) == haystack
+    assert make(task, 512, 4, prose).documents != haystack.documents
+
+
+@pytest.mark.parametrize("task", ["passkey", "needle"])
+def test_words_alone_find_nearly_all_of_them(task, prose):
+    haystack = make(task, 2048, 0, prose)
+    numbers = [str(number) for number in range(100)]
+
+    found = rank_by_words(haystack.documents, numbers, haystack.queries, 10)
+
+    assert score([[int(n) for n in row] for row in found]).accuracy.mean() >= 0.95
+
+
+def test_facts_are_a_hundred_and_their_questions_differ():
+    assert len(FACTS) == len({question for _, question in FACTS}) == 100
+
+
+def test_prose_of_a_file_knows_none_of_the_facts(tmp_path):
+    file = tmp_path / "prose.txt"
+    file.write_text("One plain sentence is here. We saw Iceland from the ship. Another one goes on and on.\n")
+
+    assert read_prose(file) == ["One plain sentence is here.", "Another one goes on and on."]
+    with pytest.raises(UsageError, match="11 words of prose for documents of 384"):
+        make("needle", 512, 0, read_prose(file))
+    with pytest.raises(UsageError, match=r"--haystack .*nowhere cannot be read"):
+        read_prose(tmp_path / "nowhere")
+
+
+def test_scores_and_hubs():
+    scores = score([[0, 1], [0, 1], [0, 5], []])
+
+    assert scores.accuracy.tolist() == [1, 0, 0, 0]
+    np.testing.assert_allclose(scores.ndcg, [1, 1 / np.log2(3), 0, 0])
+    assert scores.hub == 3
+
+
+def test_a_shortened_input_keeps_its_special_tokens():
+    ids = np.arange(10, dtype=np.int32)
+
+    assert shorten(ids, 1, 10) is ids
+    assert shorten(ids, 1, 4).tolist() == [0, 1, 2, 9]
+
+
+@pytest.mark.parametrize("text", ["", "a", "512,", "64"])
+def test_lengths_are_numbers(text):
+    with pytest.raises(UsageError, match="--lengths"):
+        read_lengths(text)
+
+
+def test_an_encoder_is_held_against_truncation_and_words(tiny_model, encoder_cache):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="pcw", max_tokens=300)
+
+    found = evaluate_long(config, [256], 2)
+
+    assert [row["method"] for row in found["rows"]] == 2 * [
+        "bm25",
+        "truncation",
+        "windows",
+        "best window",
+        "pcw",
+    ]
+    assert {row["task"] for row in found["rows"]} == {"passkey", "needle"}
+    by_words = found["rows"][0]
+    assert by_words["accuracy"] == 1
+    low, mean, high = (by_words["ndcg@10_gain"][n] for n in (1, 0, 2))
+    assert 0.3 < low <= mean <= high <= 1
+    assert found["rows"][1]["ndcg@10_gain"] is None
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_the_command(tiny_model, encoder_cache):
+    flags = [
+        "--encoder",
+        str(tiny_model),
+        "--set",
+        f"encoder.cache={encoder_cache}",
+        "--seeds",
+        "1",
+        "--lengths",
+        "128",
+    ]
+
+    done = CliRunner().invoke(app, ["evaluate", "long", *flags, "--json"])
+
+    assert done.exit_code == 0, done.output
+    assert {row["length"] for row in json.loads(done.stdout)["rows"]} == {128}
