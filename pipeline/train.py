@@ -28,6 +28,9 @@ from pipeline.versions import Contract
 
 VECTOR_COLUMN = "vector"
 
+MOST_VECTORS = 20_000
+"""Of more, so many are drawn: mining neighbours takes the square of their number."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -95,7 +98,7 @@ def check_out(folder: Path) -> None:
 def train(
     sample: Sample, out: Path, observe: Observer, *, bits: int, dims: int, epochs: int, seed: int
 ) -> dict[str, Any]:
-    """Train codes on a sample and write them to the folder `out`; returns the report as JSON values.
+    """Train codes on at most MOST_VECTORS of a sample and write them to the folder `out`; the report as JSON values.
 
     A crash leaves no codes. Raises EncoderError for vectors that cannot be trained on.
     """
@@ -103,7 +106,7 @@ def train(
 
     options = TrainingOptions(bits=bits, dims=dims, epochs=epochs, seed=seed)
     binarizer, report = train_codes(
-        sample.vectors,
+        sample.vectors[_drawn(len(sample.vectors))],
         options,
         encoder_version=sample.encoder_version,
         watch=lambda epoch, recall: observe(Progress(_stage(epoch, recall), epoch, options.epochs)),
@@ -133,9 +136,19 @@ def _stage(epoch: int, recall: float | None) -> str:
     return f"training: epoch {epoch}, held-out recall@10 {recall:.3f}"
 
 
-def _scroll(store: Store, physical: str, contract: Contract, observe: Observer) -> Iterator[list[float]]:
-    total = count_stored(store, physical).points
+def _scroll(
+    store: Store, physical: str, contract: Contract, observe: Observer
+) -> Iterator[NDArray[np.float32]]:
+    wanted = _drawn(count_stored(store, physical).points)
     for done, vector in enumerate(scan_vectors(store, physical, contract.vector_name)):
         if done % 1000 == 0:
-            observe(Progress("reading vectors", done, total))
-        yield vector
+            observe(Progress("reading vectors", done, len(wanted)))
+        if done < len(wanted) and wanted[done]:
+            yield np.array(vector, np.float32)
+
+
+def _drawn(count: int) -> NDArray[np.bool_]:
+    """Which of so many vectors are trained on: all, or MOST_VECTORS at random."""
+    wanted = np.zeros(count, np.bool_)
+    wanted[np.random.default_rng(0).permutation(count)[:MOST_VECTORS]] = True
+    return wanted

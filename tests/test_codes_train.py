@@ -54,7 +54,9 @@ def test_the_command_trains_and_ingest_and_search_take_what_it_wrote(
     assert len(found["results"]) == 10
 
 
-def test_a_collection_and_a_file_give_what_documents_give(source, tiny_model, encoder_cache, tmp_path):
+def test_a_collection_and_a_file_give_what_documents_give(
+    source, tiny_model, encoder_cache, tmp_path, monkeypatch
+):
     to = runs.settings(tiny_model, encoder_cache, f"edge:{tmp_path}/index")
     runs.run(source, to)
     read, stored = train.of_documents(str(source), to, silent), train.of_collection(to, silent)
@@ -72,6 +74,13 @@ def test_a_collection_and_a_file_give_what_documents_give(source, tiny_model, en
         == again["fingerprint"]
         != trained(stored, tmp_path / "three", seed=1)["fingerprint"]
     )
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "MOST_VECTORS", 260)
+        drawn = train.of_collection(to, silent).vectors
+        assert (len(drawn), trained(stored, tmp_path / "few", epochs=0)["vectors"]) == (260, 260)
+        rows = {tuple(row) for row in stored.vectors.tolist()}
+        assert rows > {tuple(row) for row in drawn.tolist()}
 
     coded = to.model_copy(
         update={

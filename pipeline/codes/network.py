@@ -30,7 +30,7 @@ class BinarizerNetwork(nn.Module):
     """The blocks W, B_i, R_i of one binarizer, and its query projection.
 
     hidden: width of a hidden layer (0: blocks are linear); layers: hidden layers a block, each linear, batch
-    normalisation, ReLU. Weights start Xavier-normal with zero biases, linear ones at `start` where it is given.
+    normalisation, ReLU, and start Xavier-normal with zero biases; linear blocks start as those of `start`.
     """
 
     def __init__(self, start: Binarizer, hidden: int, layers: int) -> None:

@@ -2,7 +2,7 @@
 
 No text and no encoder is needed. The encoder's own ranking is the teacher; where no pairs are given, a vector's pair
 is one of its nearest neighbours. Held-out vectors, as queries over the others, say after how many epochs to stop, none
-included; the same training then runs on all of them.
+included where blocks are linear; the same training then runs on all of them.
 """
 
 from __future__ import annotations
@@ -107,7 +107,9 @@ def train_codes(
         watch(epoch, recall[-1])
         if epoch - int(np.argmax(recall)) >= options.patience:
             break
-    best = int(np.argmax(recall))
+    # Hidden layers do not begin at the start: it is not theirs to fall back on.
+    first = 1 if options.hidden and options.epochs else 0
+    best = first + int(np.argmax(recall[first:]))
     linked = _pairs(unit, everything, pairs, options)
     made = _start(vectors, options)
     if best:

@@ -6,6 +6,7 @@ All are linear: a plane after the first says on which side of the value so far a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -43,25 +44,17 @@ def make_binarizer(
     first = on_grid([(directions, -directions @ mean)], 1.0)
     refine = on_grid([(directions, np.zeros(dims))], 2.0)
     query, middle = directions.astype(np.float32), mean.astype(np.float32)
-    made = Binarizer(
-        BinarizerSpec(method, encoder_version, unit.shape[1], dims, 1, "projection"),
-        first,
-        (),
-        (),
-        query,
-        middle,
-    )
+    made = Binarizer(replace(spec, bits=1), first, (), (), query, middle)
     for plane in range(1, bits):
         planes = made.planes(unit)
         code = np.where(planes, 1.0, -1.0).transpose(0, 2, 1) @ 2.0 ** -np.arange(plane)
         rebuild = (*made.rebuild, on_grid([_rebuild(directions, code, unit, mean)], 2.0))
-        grown = BinarizerSpec(method, encoder_version, spec.input_dims, dims, plane + 1, "projection")
-        made = Binarizer(grown, first, rebuild, (refine,) * plane, query, middle)
+        made = Binarizer(replace(spec, bits=plane + 1), first, rebuild, (refine,) * plane, query, middle)
     return made
 
 
 def check_sample(sample: NDArray[np.floating], least: int) -> None:
-    """Raise EncoderError unless there are `least` vectors, all finite, and no two-valued or constant set."""
+    """Raise EncoderError unless there are `least` vectors, all finite, that differ in every dimension."""
     if sample.ndim != 2 or len(sample) < max(least, 2):
         raise EncoderError(
             f"a sample of vectors of shape {sample.shape}",

@@ -18,7 +18,9 @@ from pipeline.errors import UsageError
 from pipeline.evaluation.retrieval import Qrels, query_metrics, rank
 
 DEPTH = 100
-OVERSAMPLING = 4  # candidates for the last rescore by floats, a wanted result
+OVERSAMPLING = 4
+"""Candidates a wanted result for the last rescore by floats: fewer than a search takes, as judged sets are small."""
+
 _RESAMPLES = 2000
 
 
@@ -43,7 +45,7 @@ Ranked = NDArray[np.int64]
 class Method:
     """A way to rank: `bytes` is what a vector takes in memory, rank(set, k) gives the k best documents a query.
 
-    trained: "no" for codes that need no training.
+    `trained` says whether its codes were learned.
     """
 
     name: str
@@ -71,8 +73,8 @@ class Measured:
 class Row:
     """One method over all sets; means over sets of means over queries.
 
-    kept, rescored_kept: nDCG@10 as a share of the floats', without and with rescore; low, high: 95 % interval of
-    `kept`; gain, rescored_gain: nDCG@10 over the best untrained method of no more bytes, with their 95 % intervals.
+    kept, rescored_kept: nDCG@10 as a share of the floats', without and with rescore; gain, rescored_gain: nDCG@10 over
+    the best untrained method of no more bytes. Intervals are of 95 %.
     """
 
     method: str
