@@ -83,6 +83,7 @@ def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -
         distance=settings.store.distance,
         profile=settings.store.profile,
         codes=_codes_contract(settings, spec),
+        settings=spec.unusual_settings,
     )
 
 

@@ -14,14 +14,16 @@ from encoder_models import settings_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.config import EncoderConfig
+from pipeline.config import EncoderConfig, load
 from pipeline.encoders import check, describe, export, load_encoder, prepare
 from pipeline.encoders.exported import read_manifest
 from pipeline.encoders.extended import extend, positioned
 from pipeline.encoders.long import LongSpec, position_rows, sharpness, stretched
 from pipeline.encoders.parity import pad
 from pipeline.encoders.pieces import cut, join
-from pipeline.errors import EncoderError, UsageError
+from pipeline.errors import CollectionMismatch, EncoderError, UsageError
+from pipeline.job import make_contract
+from pipeline.versions import Contract
 
 WINDOW = 128  # of the tiny BERT
 LONGEST = 300
@@ -309,3 +311,35 @@ def test_an_extended_encoder_in_a_folder_of_its_own(tmp_path, tiny_model, encode
     assert found["passed"]
     assert max(row["tokens"] for row in found["rows"]) == LONGEST
     assert json.loads(json.dumps(found)) == found
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"dims": 8},
+        {"layers": 1, "long": "truncate"},
+        {"long": "gp", "max_tokens": 600, "attention_scaling": True},
+    ],
+)
+def test_a_contract_names_the_encoder_in_full(tmp_path, settings):
+    changes = {"config.json": {"model_type": "bert", "hidden_size": 32, "num_hidden_layers": 2}}
+    changes["config.json"] |= {"max_position_embeddings": 128, "vocab_size": 9, "pad_token_id": 0}
+    model = settings_folder(tmp_path / "model", **changes)
+    flags = {"encoder.model": str(model), "encoder.cache": str(tmp_path / "cache")}
+    made = load(None, flags | {f"encoder.{name}": value for name, value in settings.items()})
+    spec = describe(made.encoder)
+
+    held = Contract.read(make_contract(made, spec, "cut").metadata(), "docs")
+
+    assert set(held.settings) == set(settings) - {"max_tokens"}
+    assert describe(held.encoder_config(EncoderConfig(cache=made.encoder.cache))).version == spec.version
+    other = EncoderConfig(cache=made.encoder.cache, dims=4, long="rp", max_tokens=200)
+    assert describe(held.encoder_config(other)).version == spec.version
+
+
+def test_a_contract_with_settings_of_a_later_version_is_refused():
+    said = Contract("v", "m", "fp32", 8, "", "", "c", "", 4, "cosine", "plain", settings={"wings": 2})
+
+    with pytest.raises(CollectionMismatch, match="wings"):
+        Contract.read(said.metadata(), "docs")

@@ -96,6 +96,15 @@ class EncoderSpec:
         }
 
     @property
+    def unusual_settings(self) -> dict[str, Any]:
+        """Those of `settings` that few encoders have, where they are set: they say nothing where they are not here."""
+        set_here = {"layers": self.layers, "long": self.long} | {
+            "dims": any(module.startswith("slice:") for module in self.modules),
+            "attention_scaling": self.long and self.long.attention_scaling,
+        }
+        return {name: value for name, value in self.settings.items() if set_here.get(name)}
+
+    @property
     def plain(self) -> EncoderSpec:
         """The same encoder without codes."""
         return replace(self, codes=None)

@@ -16,7 +16,10 @@ from pipeline.errors import CollectionMismatch
 
 KEY = "headwater"
 
-_OPTIONAL = frozenset({"codes", "compatible", "also_cut_by"})
+_OPTIONAL = frozenset({"codes", "compatible", "also_cut_by", "settings"})
+# Say how an encoder is run here and now; all other settings say which one it is.
+_HOW = frozenset({"provider", "threads", "batch_tokens", "cache"})
+_DEFAULTS = {name: field.default for name, field in EncoderConfig.model_fields.items() if name not in _HOW}
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Contract:
 
     `compatible`: the other versions whose points may be here, each with the fingerprint of the bridge that mapped its
     vectors into this space. `also_cut_by`: the other chunkers whose chunks may be here, taken over as they stood when
-    the encoder, and with it the tokenizer that chunks are counted by, was changed.
+    the encoder, and with it the tokenizer that chunks are counted by, was changed. `settings`: what else of [encoder] a
+    reader needs; all that is not said is as its default.
     """
 
     encoder_version: str
@@ -70,6 +74,7 @@ class Contract:
     codes: CodesContract | None = None
     compatible: Mapping[str, str] = field(default_factory=dict)
     also_cut_by: tuple[str, ...] = ()
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def encoder_versions(self) -> frozenset[str]:
@@ -84,7 +89,9 @@ class Contract:
     def encoder_config(self, how: EncoderConfig) -> EncoderConfig:
         """The settings of this encoder without codes, run as `how` says, and where that names a model, from there."""
         return how.model_copy(
-            update={
+            update=_DEFAULTS
+            | dict(self.settings)
+            | {
                 "model": self.model if how.model == DEFAULT_ENCODER else how.model,
                 "precision": self.precision,
                 "max_tokens": self.max_tokens,
@@ -98,6 +105,7 @@ class Contract:
         """The contract in the form the collection's metadata keeps: what is optional, only where there is some."""
         said = {**vars(self), "codes": asdict(self.codes) if self.codes else None}
         said |= {"compatible": dict(self.compatible), "also_cut_by": list(self.also_cut_by)}
+        said |= {"settings": dict(self.settings)}
         return {KEY: {name: value for name, value in said.items() if value or name not in _OPTIONAL}}
 
     @classmethod
@@ -114,6 +122,13 @@ class Contract:
         said: dict[str, Any] = {name: found[name] for name in names}
         said["compatible"] = dict(found.get("compatible", {}))
         said["also_cut_by"] = tuple(found.get("also_cut_by", ()))
+        said["settings"] = dict(found.get("settings", {}))
+        if unknown := sorted(set(said["settings"]) - set(_DEFAULTS)):
+            raise CollectionMismatch(
+                f"the encoder of collection {collection!r} has settings that this version does not know: {unknown}",
+                f"Some of {', '.join(sorted(_DEFAULTS))}",
+                "Use the version of headwater that made the collection",
+            )
         codes = found.get("codes")
         if codes is None:
             return cls(**said)
