@@ -7,7 +7,8 @@ describe    settings → EncoderSpec
 exported    an exported encoder's folder and its manifest; hashes: what versions are made of
 elastic     the first dimensions of vectors, the first layers of a model
 positions   what a model knows of a token's place
-long        texts beyond a model's window: which methods it allows; extended: other positions, in torch; pieces: windows
+long        texts beyond a model's window: which methods it allows; extended, rotary: other positions, in torch;
+            pieces: windows
 export      transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
 head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision

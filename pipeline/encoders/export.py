@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.encoders.elastic import keep_layers, slice_vectors
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
+from pipeline.encoders.long import ROTARY
 from pipeline.encoders.parity import Inputs
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
@@ -33,7 +34,7 @@ def from_torch(
     folder: ModelFolder, spec: EncoderSpec, inputs: Inputs
 ) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
     """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself."""
-    model = _load(folder)
+    model = _load(folder, spec)
     reference = _vectors(model, folder, spec, inputs)
     transformer = model[0].auto_model
     if spec.layers:
@@ -43,7 +44,7 @@ def from_torch(
 
 def by_torch(folder: ModelFolder, spec: EncoderSpec, inputs: Inputs) -> list[NDArray[np.floating]]:
     """The vectors of these inputs by the model itself: sentence-transformers, its own pooling included."""
-    return _vectors(_load(folder), folder, spec, inputs)
+    return _vectors(_load(folder, spec), folder, spec, inputs)
 
 
 def _vectors(
@@ -52,7 +53,7 @@ def _vectors(
     spec: EncoderSpec,
     inputs: Inputs,
 ) -> list[NDArray[np.floating]]:
-    run = _run_alone if spec.long and spec.long.in_graph else _run
+    run = _run_alone if spec.long and spec.long.by_table else _run
     return [slice_vectors(run(model, folder, spec, ids, mask), folder.head) for ids, mask in inputs]
 
 
@@ -75,8 +76,18 @@ def _run_alone(
     return np.stack(vectors)
 
 
-def _load(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
-    """The model as sentence-transformers runs it: fp32, on the CPU, in evaluation mode, no code of its own."""
+def _load(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN401 - a SentenceTransformer
+    """The model as sentence-transformers runs it, with other angles where the spec asks for them."""
+    model = _load_plain(folder)
+    if spec.long and spec.long.method in ROTARY:
+        from pipeline.encoders.rotary import slow_down
+
+        slow_down(model[0].auto_model, spec.long.factor)
+    return model
+
+
+def _load_plain(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
+    """fp32, on the CPU, in evaluation mode, no code of its own."""
     with quiet():
         import torch
         from sentence_transformers import SentenceTransformer
@@ -126,7 +137,7 @@ def _export_body(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> on
     import torch
 
     places = None
-    if spec.long and spec.long.in_graph:
+    if spec.long and spec.long.by_table:
         from pipeline.encoders.extended import extend
 
         places = extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens)

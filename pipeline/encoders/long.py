@@ -24,11 +24,14 @@ PLAIN = ("split", "error", "truncate")
 LEARNED = ("gp", "rp", "pi", "pi-dynamic")
 """Other positions for the tokens of long texts, in the graph of a model with a table of positions."""
 
+ROTARY = ("ntk",)
+"""Slower angles, in the graph of a model with rotary positions; they change short texts too."""
+
 WINDOWS = ("pcw",)
 """The model takes a text in several windows."""
 
-# A table of 512 positions reaches 8,192 tokens; further was never measured.
-_MOST = 16
+# A table of 512 positions reaches 8,192 tokens this way, angles eight windows: further was never measured.
+_MOST = dict.fromkeys(LEARNED, 16) | dict.fromkeys(ROTARY, 8)
 
 
 @dataclass(frozen=True)
@@ -48,13 +51,18 @@ class LongSpec:
     @property
     def in_graph(self) -> bool:
         """Whether the graph itself is another one than the model's."""
+        return self.method in LEARNED + ROTARY
+
+    @property
+    def by_table(self) -> bool:
+        """Whether it gives tokens other rows of a table of positions."""
         return self.method in LEARNED
 
 
 def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:
     """The values of `encoder.long` that a model allows."""
-    learned = LEARNED if positions.kind == "learned" and folder.format == "safetensors" else ()
-    return (*PLAIN, *WINDOWS, *learned)
+    kinds = {"learned": LEARNED, "rotary": ROTARY} if folder.format == "safetensors" else {}
+    return (*PLAIN, *WINDOWS, *kinds.get(positions.kind, ()))
 
 
 def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tuple[LongSpec | None, int]:
@@ -83,11 +91,11 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
             f"Set encoder.max_tokens, for example to {4 * window}",
         )
     factor = math.ceil(config.max_tokens / window)
-    if method in LEARNED and factor > _MOST:
+    if factor > _MOST.get(method, factor):
         raise UsageError(
             f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
             "tokens by itself",
-            f"At most {_MOST} times as many, {_MOST * window}",
+            f"At most {_MOST[method]} times as many, {_MOST[method] * window}",
             "Lower encoder.max_tokens, or take encoder.long = pcw",
         )
     return LongSpec(method, window, factor, config.attention_scaling), config.max_tokens
