@@ -2,12 +2,12 @@
 
 import threading
 from datetime import UTC, datetime
+from functools import partial
 
 import documents
 import points
 import pytest
 import upgrades
-from histories import Crashing
 from upgrades import Says, aliases, changed, expected, held, ingest, pair, promoted, rolled_back, upgrade
 
 from pipeline.errors import CollectionHeld, CollectionMismatch, StoreUnavailable, UpgradeRefused
@@ -16,7 +16,7 @@ from pipeline.stores import hold_lease, open_store
 from pipeline.stores.collection import point_aliases
 from pipeline.upgrade import versions as module
 from pipeline.upgrade.promotion import retire
-from pipeline.upgrade.versions import Versions, read_record
+from pipeline.upgrade.versions import read_record
 
 
 @pytest.fixture
@@ -154,63 +154,79 @@ def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_pa
     assert gone not in names
 
 
-class CrashingSwaps(Crashing):
-    """Dies at its k-th change, of points, aliases or metadata, before it or after it."""
+class Dying:
+    """A store whose process dies at the n-th call of a kind, before it or after it."""
+
+    def __init__(self, store, kind, after, calls):
+        self._store, self._kind, self._after, self._left = store, kind, after, calls
 
     def __getattr__(self, name):
-        if name not in ("update_collection_aliases", "update_collection", "delete_collection"):
-            return super().__getattr__(name)
         call = getattr(self._store, name)
+        return partial(self._call, call) if name == self._kind else call
 
-        def change(*arguments, **keywords):
-            self.changes += 1
-            if (
-                self._crash is None
-                or self.changes <= self._crash
-                or (self.changes == self._crash + 1 and self._whole)
-            ):
-                result = call(*arguments, **keywords)
-            if self._crash is not None and self.changes > self._crash:
-                raise StoreUnavailable("crashed")
-            return result
-
-        return change
+    def _call(self, call, *arguments, **keywords):
+        self._left -= 1
+        if self._left >= 0 or (self._left == -1 and self._after):
+            call(*arguments, **keywords)
+        if self._left < 0:
+            raise StoreUnavailable("dead")
 
 
-@pytest.mark.parametrize("whole", [False, True])
+def die(command, settings, death, monkeypatch):
+    """Run a command in a process that dies: it lets go of no lease, so that there is none."""
+    unleased = settings.model_copy(update={"run": settings.run.model_copy(update={"lease_s": 0})})
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "open_store", lambda *_: Dying(open_store(settings.store), *death))
+        with pytest.raises(StoreUnavailable):
+            command(unleased)
+
+
+DEATHS = [
+    ("upsert", True, 0),
+    ("update_collection", False, 1),
+    ("update_collection_aliases", False, 0),
+    ("update_collection_aliases", True, 0),
+    ("update_collection", False, 2),
+]
+
+
+@pytest.mark.parametrize("death", DEATHS)
 def test_wherever_it_dies_one_version_serves_and_the_same_again_ends_right(
-    both, rows, tmp_path, monkeypatch, whole
+    death, both, rows, tmp_path, monkeypatch
 ):
     old, new = both
-    unleased = [one.model_copy(update={"run": one.run.model_copy(update={"lease_s": 0})}) for one in both]
-    ingest(old, rows, tmp_path)
+    ingest(old, rows[:4], tmp_path)
     upgrade(new)
     first = aliases(old)
-    ingest(old, [changed(rows[0], at=2, text="fresh"), changed(rows[1], at=2, op="delete")], tmp_path)
-    after = {"docs": first["docs@next"], "docs@previous": first["docs"]}
-    for command, done, undone in ((promoted, after, first), (rolled_back, first, after)):
-        crash, crashed = 0, True
-        while crashed:
-            with monkeypatch.context() as patch:
-                dying = CrashingSwaps(open_store(new.store), crash, whole)
-                patch.setattr(module, "open_store", lambda *_, dying=dying: dying)
-                try:
-                    command(unleased[1])
-                    crashed = False
-                except StoreUnavailable:
-                    crash += 1
-            assert aliases(old) in (done, undone)
-            if crashed and aliases(old) == done:
-                break
-        store = open_store(old.store)
-        versions = Versions.read(store, "docs")
-        if versions.previous:
-            with pytest.raises(UpgradeRefused, match="is kept until"):
-                retire(new, threading.Event())  # which fills in the record
-            when = read_record(store, versions.serving.physical)["promoted"]
-            assert abs((datetime.now(UTC) - datetime.fromisoformat(when)).total_seconds()) < 600
-        assert aliases(old) == done
-        assert crash > 0
-        document = next(payload for payload, _ in held(old).values() if payload["text"] == "fresh")
-        assert document["headwater"]["sequence"] == 2
-        assert len({payload["headwater"]["document_id"] for payload, _ in held(old).values()}) == 11
+    swapped = {"docs": first["docs@next"], "docs@previous": first["docs"]}
+    ingest(old, [changed(rows[0], at=2, text="fresh")], tmp_path)
+    die(promoted, new, death, monkeypatch)
+    if aliases(old) == first:
+        promoted(new)
+    assert aliases(old) == swapped
+    store = open_store(old.store)
+    with pytest.raises(UpgradeRefused, match="is kept until"):
+        retire(new, threading.Event())
+    when = read_record(store, swapped["docs"])["promoted"]  # which that has filled in
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(when)).total_seconds()) < 600
+    assert "fresh" in {payload["text"] for payload, _ in held(new).values()}
+    ingest(new, [changed(rows[1], at=3, text="newer")], tmp_path)
+    kind, after, calls = death
+    die(rolled_back, new, (kind, after, 0 if kind == "update_collection" else calls), monkeypatch)
+    if aliases(old) == swapped:
+        rolled_back(new)
+    assert aliases(old) == first
+    assert {"fresh", "newer"} <= {payload["text"] for payload, _ in held(old).values()}
+
+
+def test_a_version_kept_by_hand_has_its_time_from_when_it_is_first_seen(both, rows, tmp_path):
+    old, new = both
+    ingest(old, rows[:2], tmp_path)
+    upgrade(new)
+    store, before = open_store(old.store), aliases(old)
+    point_aliases(store, {"docs": before["docs@next"], "docs@next": None, "docs@previous": before["docs"]})
+    with pytest.raises(UpgradeRefused, match="is kept until"):
+        retire(new, threading.Event())
+    assert (
+        read_record(store, before["docs"])["replaced"] == read_record(store, before["docs@next"])["promoted"]
+    )
