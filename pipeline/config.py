@@ -216,9 +216,10 @@ class WatchConfig(Section):
 
 
 class VersionsConfig(Section):
-    """How long what an upgrade has replaced is kept."""
+    """How long what an upgrade has replaced is kept, and how long a swap waits for runs to end."""
 
     keep_s: float = Field(default=604800.0, ge=0)
+    wait_s: float = Field(default=60.0, ge=0)
 
 
 class GateConfig(Section):

@@ -26,7 +26,7 @@ from pipeline.evaluation.bm25 import rank_by_words
 from pipeline.schemas import digest, point_id
 from pipeline.search import Searcher
 from pipeline.stores import Points, Store, collection, open_store, profile_named
-from pipeline.upgrade.completeness import checks_of, compare_versions
+from pipeline.upgrade.completeness import check_documents, check_points, compare_versions
 from pipeline.upgrade.decision import (
     Check,
     exit_code_of,
@@ -174,7 +174,7 @@ def both(store) -> Both:
 
 def checks(store: Store, sides: tuple[Searcher, Searcher]) -> tuple[object, dict[str, Check]]:
     found = compare_versions(store, *((side.physical, side.contract) for side in sides))
-    return found, {check.name: check for check in checks_of(found)}
+    return found, {check.name: check for check in (check_documents(found), check_points(found))}
 
 
 def test_all_documents_and_no_others(store, both):
@@ -210,9 +210,22 @@ def test_points_of_a_version_that_the_contract_does_not_list_fail(store, both):
     assert by_name["points"].outcome == "fail"
 
 
-def gate(store: Store, sides: tuple[Searcher, Searcher], golden: Golden = Golden(), **bars: object):
+def gate(
+    store: Store,
+    sides: tuple[Searcher, Searcher],
+    golden: Golden = Golden(),
+    behind: bool = False,
+    **bars: object,
+):
     settings = Settings(store=STORE, gate={"max_latency_s": 30, **bars})
-    return judge(store, *sides, golden, settings)
+    return judge(store, *sides, golden, settings, behind=behind)
+
+
+def test_who_brings_documents_over_is_not_refused_for_those_that_are_still_missing(store, both):
+    documents = texts(50)
+    sides = both(Words(0), Words(0), documents, {id: documents[id] for id in list(documents)[:-1]})
+    assert {check.name: check.outcome for check in gate(store, sides).checks}["documents"] == "fail"
+    assert "documents" not in {check.name for check in gate(store, sides, behind=True).checks}
 
 
 def outcomes(verdict) -> dict[str, str]:

@@ -230,3 +230,24 @@ def test_a_version_kept_by_hand_has_its_time_from_when_it_is_first_seen(both, ro
     assert (
         read_record(store, before["docs"])["replaced"] == read_record(store, before["docs@next"])["promoted"]
     )
+
+
+def test_a_swap_waits_for_the_run_that_is_at_work(tiny_model, wide_model, encoder_cache, rows, tmp_path):
+    where = f"memory:{tmp_path}"
+    old, new = pair(tiny_model, wide_model, encoder_cache, where, tmp_path, versions__wait_s=30)
+    ingest(old, rows, tmp_path)
+    upgrade(new)
+    working, done = threading.Event(), threading.Event()
+
+    def work():
+        with hold_lease(open_store(old.store), "docs", "nightly", 15, threading.Event()):
+            working.set()
+            done.wait(30)
+
+    run = threading.Thread(target=work)
+    run.start()
+    working.wait(30)
+    threading.Timer(0.5, done.set).start()
+    promoted(new)
+    assert done.is_set()
+    run.join()

@@ -23,7 +23,7 @@ SEQUENCED = {"source__sequence": "at", "source__operation": "op"}
 
 def pair(old: Path, new: Path, cache: Path, url: str, folder: Path, **more: Any) -> tuple[Settings, Settings]:
     """Settings of two encoders for one collection; rows have a sequence `at` and an operation `op`."""
-    state = {"run__state": str(folder / "state"), **SEQUENCED, **more}
+    state = {"run__state": str(folder / "state"), "versions__wait_s": 0, **SEQUENCED, **more}
     return runs.settings(old, cache, url, **state), runs.settings(new, cache, url, **state)
 
 

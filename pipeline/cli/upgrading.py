@@ -103,7 +103,7 @@ def promote(
     with redirect_stdout(stray()), draining() as stop, progress() as observe:
 
         def judge(opened: Store) -> Verdict:
-            verdict = judge_upgrade(opened, settings, asked, observe)
+            verdict = judge_upgrade(opened, settings, asked, observe, behind=True)
             if report:
                 write_report(verdict, report)
             return verdict

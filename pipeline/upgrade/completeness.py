@@ -10,11 +10,10 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from pipeline.schemas import Observer, Progress, point_id
 from pipeline.stores import OURS, Head, Key, Store, scan_documents, scan_points
-from pipeline.upgrade.decision import Check
+from pipeline.upgrade.decision import Check, Outcome
 from pipeline.versions import Contract
 
 BUCKETS = 4096
@@ -80,10 +79,10 @@ def compare_versions(
     )
 
 
-def checks_of(found: Complete) -> list[Check]:
-    """What a gate makes of it: everything must agree; documents that are being changed are asked for again."""
+def check_documents(found: Complete) -> Check:
+    """All must agree; documents that are being changed are asked for again."""
     wrong = found.missing + found.changed + found.extra
-    outcome: Any = "fail" if wrong else "hold" if found.writing else "pass"
+    outcome: Outcome = "fail" if wrong else "hold" if found.writing else "pass"
     said = (
         f"of {found.documents:,} documents {found.missing} are missing, {found.changed} are not as in the old version, "
         f"and {found.extra} are not in it ({found.buckets} of {BUCKETS} buckets differ)"
@@ -92,19 +91,20 @@ def checks_of(found: Complete) -> list[Check]:
         said += f"; {found.writing} are being changed: look again"
     elif wrong:
         said += f", such as {', '.join(map(repr, next(iter(found.samples.values()))[:3]))}: reindex again"
+    return Check("documents", outcome, wrong + found.writing, "0 differ", said)
+
+
+def check_points(found: Complete) -> Check:
+    """The contract must allow all of them, and heads promise as many as there are."""
     torn = found.points - found.promised
-    strange = (
+    said = (
         f"{found.foreign} of {found.points:,} points are of encoder versions that the contract does not list"
     )
     if torn:
-        strange += f"; there are {abs(torn)} {'more' if torn > 0 else 'fewer'} points than heads promise"
-    torn_outcome: Any = (
-        "fail" if found.foreign or (torn and not found.writing) else "hold" if torn else "pass"
-    )
-    return [
-        Check("documents", outcome, wrong + found.writing, "0 differ", said),
-        Check("points", torn_outcome, found.foreign + abs(torn), "0 are wrong", strange),
-    ]
+        said += f"; there are {abs(torn)} {'more' if torn > 0 else 'fewer'} points than heads promise"
+    certain = found.foreign or (torn and not found.writing)
+    outcome: Outcome = "fail" if certain else "hold" if torn else "pass"
+    return Check("points", outcome, found.foreign + abs(torn), "0 are wrong", said)
 
 
 def _buckets(store: Store, physical: str, chunks: bool) -> tuple[list[int], int, int]:

@@ -21,7 +21,7 @@ from pipeline.schemas import Observer, Progress
 from pipeline.search import Searcher
 from pipeline.stores import NEXT, Store, collection, count_stored, name_of
 from pipeline.upgrade.asking import AT, ann_recall, ask, overlap
-from pipeline.upgrade.completeness import checks_of, compare_versions
+from pipeline.upgrade.completeness import check_documents, check_points, compare_versions
 from pipeline.upgrade.decision import Check, Outcome, judge_difference, judge_share, paired
 from pipeline.upgrade.questions import Questions, read_questions, sample_questions, texts_of
 from pipeline.upgrade.tasks import answer_task, open_task
@@ -44,10 +44,16 @@ class Golden:
 
 
 def judge_upgrade(
-    store: Store, settings: Settings, golden: Golden = Golden(), observe: Observer = lambda _: None
+    store: Store,
+    settings: Settings,
+    golden: Golden = Golden(),
+    observe: Observer = lambda _: None,
+    *,
+    behind: bool = False,
 ) -> Verdict:
     """Judge `NAME@next` against `NAME` in an open store, by the encoders that their contracts name; changes nothing.
 
+    behind: documents that only one of them holds as they are do not count, as whoever promotes brings them over.
     Raises CollectionMismatch where there is no such version, and what loading an encoder raises.
     """
     name = name_of(settings.store.collection)
@@ -65,7 +71,7 @@ def judge_upgrade(
             observe(Progress("preparing the encoder"))
             sides.append(Searcher.open(store, physical, config, _run_only(settings.encoder)))
             stack.callback(sides[-1].close)
-        return judge(store, sides[0], sides[1], golden, settings, observe)
+        return judge(store, sides[0], sides[1], golden, settings, observe, behind=behind)
 
 
 def judge(
@@ -75,6 +81,8 @@ def judge(
     golden: Golden,
     settings: Settings,
     observe: Observer = lambda _: None,
+    *,
+    behind: bool = False,
 ) -> Verdict:
     """Whether readers of `old` may be moved to `new`; changes nothing, and may be repeated."""
     bars = settings.gate
@@ -95,7 +103,8 @@ def judge(
         answers = answer_task(task, settings, *encoders, observe)
         compared.append(compare_ranked(answers.questions, answers.old, answers.new, answers.words))
     checks = [
-        *checks_of(documents),
+        *([] if behind else [check_documents(documents)]),
+        check_points(documents),
         *(check for one in compared for check in _ranking(one, bars)),
         _graph(found, bars),
         _latency(before.seconds, after.seconds, bars),

@@ -88,7 +88,8 @@ def promote(
                     "Choose another encoder or bridge, give the gate more queries, or throw the candidate away: "
                     "headwater retire --next",
                 )
-            with leased(store, settings, name, "promote", stop):
+            observe(Progress("waiting for runs that are at work"))
+            with leased(store, settings, name, "promote", stop, settings.versions.wait_s):
                 versions.confirm(store)
                 caught_up += side.catch_up(stop, observe, last=True)
                 record(store, candidate.physical, {"verdict": verdict.outcome})
@@ -125,7 +126,8 @@ def rollback(
             versions = replace(versions, previous=previous)
             side = _Side(guarded, versions, previous, settings, how)
             caught_up = side.catch_up(stop, observe)
-            with leased(store, settings, name, "rollback", stop):
+            observe(Progress("waiting for runs that are at work"))
+            with leased(store, settings, name, "rollback", stop, settings.versions.wait_s):
                 versions.confirm(store)
                 caught_up += side.catch_up(stop, observe, last=True)
                 _swap(store, name, serving=previous, kept=versions.serving, kept_as=NEXT, gone=PREVIOUS)

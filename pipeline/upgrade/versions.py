@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any, Self
 from pipeline import logs
 from pipeline.config import EncoderConfig, Settings
 from pipeline.encoders import Encoder, load_encoder
-from pipeline.errors import CollectionMismatch, UpgradeRefused, UsageError
+from pipeline.errors import CollectionHeld, CollectionMismatch, UpgradeRefused, UsageError
 from pipeline.job import check_target
 from pipeline.stores import (
     NEXT,
@@ -32,6 +33,8 @@ from pipeline.stores import (
 )
 from pipeline.upgrade.vectors import Embedder
 from pipeline.versions import Contract
+
+_LOOK_AGAIN_S = 0.05  # runs that follow one another leave little room
 
 RECORD = "headwater_upgrade"
 """The key, in a collection's metadata, of the record of its upgrade: when, why and by which verdict."""
@@ -130,14 +133,23 @@ def opened(settings: Settings) -> Iterator[tuple[Store, Versions]]:
 
 @contextmanager
 def leased(
-    store: Store, settings: Settings, alias: str, command: str, stop: threading.Event
+    store: Store, settings: Settings, alias: str, command: str, stop: threading.Event, wait_s: float = 0.0
 ) -> Iterator[Store]:
     """The store, guarded by the lease of an alias; a lease that is lost sets `stop`, and raises LeaseLost at the end.
 
-    Raises CollectionHeld where another run works on it.
+    Raises CollectionHeld where another run works on it, and goes on doing so for `wait_s` seconds.
     """
-    lease_s = settings.run.lease_s
-    with hold_lease(store, alias, settings.run.id or command, lease_s, stop) as lease:
+    lease_s, until = settings.run.lease_s, time.monotonic() + wait_s
+    with ExitStack() as stack:
+        while True:
+            try:
+                lease = stack.enter_context(
+                    hold_lease(store, alias, settings.run.id or command, lease_s, stop)
+                )
+                break
+            except CollectionHeld:
+                if time.monotonic() > until or stop.wait(_LOOK_AGAIN_S):
+                    raise
         yield guarded(store, alias, lease.token, lease_s) if lease else store
         if lease:
             lease.check()
