@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pipeline.chunking import Chunker, TooLong
 from pipeline.codes import LAYOUT
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, EncoderSpec, codes_folder
+from pipeline.encoders import LATE, Encoder, EncoderSpec, codes_folder
 from pipeline.errors import UsageError
 from pipeline.stores import Store, collection
 from pipeline.tokens import Tokenizer
@@ -57,6 +57,13 @@ def _too_long(settings: Settings, spec: EncoderSpec) -> TooLong:
             f"encoder.long = {method!r} and chunking.max_tokens = {settings.chunking.max_tokens}",
             "One of the two: a document that is cut into chunks is never too long",
             "Leave one out; encoder.max_tokens says how long a document may be",
+        )
+    if method == LATE and (not settings.chunking.max_tokens or settings.chunking.overlap_tokens):
+        raise UsageError(
+            f"encoder.long = {method!r} with chunking.max_tokens = {settings.chunking.max_tokens} and "
+            f"chunking.overlap_tokens = {settings.chunking.overlap_tokens}",
+            "Chunks shorter than the encoder's window, which do not overlap: each sees the others anyway",
+            "Set chunking.max_tokens, for example to 200, and chunking.overlap_tokens to 0",
         )
     if method == "truncate":
         return "truncate"

@@ -383,7 +383,8 @@ def test_a_model_with_rotary_positions_says_what_it_allows(tmp_path):
     config = EncoderConfig(model=str(folder), cache=str(tmp_path / "cache"), long="pi", max_tokens=1024)
 
     with pytest.raises(
-        UsageError, match=r"rotary positions, local attention\).*One of split, error, truncate, pcw, ntk"
+        UsageError,
+        match=r"rotary positions, local attention\).*One of split, error, truncate, pcw, late-chunking, ntk",
     ):
         describe(config)
     with pytest.raises(UsageError, match="At most 8 times as many, 4096"):

@@ -26,6 +26,7 @@ class Spec:
     dims: int = 8
     max_tokens: int = 64
     codes: None = None
+    long: None = None
 
 
 @dataclass
@@ -39,11 +40,12 @@ class FakeEncoder:
     fails: int = -1
     large: int = -1
     spec: Spec = field(default_factory=Spec)
+    late: bool = False
 
     def __post_init__(self):
         self.tokenizer = load_tokenizer(package_folder() / "tokenizer.json")
 
-    def encode(self, token_ids):
+    def encode(self, token_ids, documents):
         vectors = np.ones((len(token_ids), 8), np.float32)
         for row, ids in enumerate(token_ids):
             vectors[row] += np.random.default_rng(int(ids[1])).random(8, np.float32)
@@ -187,11 +189,11 @@ def test_a_stopped_lane_acknowledges_only_what_it_finished(store_and_job, tmp_pa
     lane = Lane(job, encoder, store)
     encode, calls = encoder.encode, []
 
-    def stopping(token_ids):
+    def stopping(token_ids, documents):
         calls.append(len(token_ids))
         if len(calls) == 5:
             lane.stop()
-        return encode(token_ids)
+        return encode(token_ids, documents)
 
     encoder.encode = stopping
     ack = lane.run_split(split)
@@ -230,7 +232,7 @@ def test_an_encoder_that_gives_another_number_of_vectors_is_found_out(store_and_
     (split,) = splits(tmp_path, job, documents.rows(10))
     encoder = FakeEncoder()
     encode = encoder.encode
-    encoder.encode = lambda token_ids: encode(token_ids)[:-1]
+    encoder.encode = lambda token_ids, documents: encode(token_ids, documents)[:-1]
     with pytest.raises(BrokenInvariant, match="shape"):
         Lane(job, encoder, store).run_split(split)
 

@@ -8,7 +8,7 @@ exported    an exported encoder's folder and its manifest; hashes: what versions
 elastic     the first dimensions of vectors, the first layers of a model
 positions   what a model knows of a token's place
 long        texts beyond a model's window: which methods it allows; extended, rotary: other positions, in torch;
-            pieces: windows
+            pieces: windows; late: chunks out of whole documents
 export      transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
 head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision
@@ -26,11 +26,13 @@ from __future__ import annotations
 
 from pipeline.encoders.checking import check
 from pipeline.encoders.describe import codes_folder, describe
+from pipeline.encoders.long import LATE
 from pipeline.encoders.prepare import export, prepare
 from pipeline.encoders.session import Encoder, load_encoder, load_plain_encoder, prepare_encoder
 from pipeline.encoders.spec import EncoderSpec
 
 __all__ = [
+    "LATE",
     "Encoder",
     "EncoderSpec",
     "check",

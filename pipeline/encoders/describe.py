@@ -15,7 +15,7 @@ from pipeline.encoders.exported import check_settings, is_exported, read_exporte
 from pipeline.encoders.folder import Layer, ModelFolder, Slice, read_folder, read_json
 from pipeline.encoders.hashes import hash_file, hash_json
 from pipeline.encoders.locate import Located, locate
-from pipeline.encoders.long import PLAIN, describe_long, methods_of
+from pipeline.encoders.long import LATE, PLAIN, describe_long, methods_of
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import UsageError
@@ -51,9 +51,9 @@ def describe(config: EncoderConfig) -> EncoderSpec:
         check_settings(spec, config)
     else:
         spec = _describe_model(located, config)
-    if config.codes and spec.longest_row < spec.max_tokens:
+    if config.codes and not spec.in_one_row:
         raise UsageError(
-            f"encoder.codes with encoder.long = {config.long!r}",
+            f"encoder.codes with encoder.long = {spec.settings['long']!r}",
             "Vectors that come out of one row of the graph: codes are made behind it",
             "Leave one of the two out",
         )
@@ -108,7 +108,7 @@ def tokenizer_definition(file: Path, lowercase: bool) -> dict[str, Any]:
 def _max_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
     """What the model takes by itself; as many as are asked for where that is less."""
     limit, asked = read_positions(folder).window, config.max_tokens
-    if asked and config.long in PLAIN:
+    if asked and config.long in (*PLAIN, LATE):
         if limit and asked > limit:
             raise UsageError(
                 f"encoder.max_tokens = {asked}, and the model has positions for {limit} tokens",

@@ -17,10 +17,11 @@ from pipeline.errors import EncoderError, UsageError
 GRAPH = "model.onnx"
 TOKENIZER = "tokenizer.json"
 MANIFEST = "manifest.json"
-# What the graph gives: vectors, and where texts take several rows, vectors before normalisation. An output named like
-# a value inside the graph fails to load; no exporter makes these names.
+# What the graph gives: vectors, and where texts take several rows, vectors before normalisation or token states. An
+# output named like a value inside the graph fails to load; no exporter makes these names.
 OUTPUT = "sentence_embedding"
 RAW = "raw_embedding"
+STATES = "token_states"
 # Raised when the way a graph is made changes: entries of the cache made another way are made again. Not part of a
 # version, as the gate holds vectors to the model's own.
 LAYOUT = 1

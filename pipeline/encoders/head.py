@@ -62,10 +62,11 @@ class _Writer:
         return self.node(op, value, self.constant(np.array([axis], dtype=np.int64)), keepdims=keepdims)
 
 
-def append_head(model: onnx.ModelProto, states: str, head: Head, with_raw: bool = False) -> None:
+def append_head(model: onnx.ModelProto, states: str, head: Head, beside: str = "") -> None:
     """Make `sentence_embedding` float32[n, dims] the graph's only output, computed from the token states.
 
-    with_raw: `raw_embedding` is a second output, the same before a normalisation at the end.
+    `beside` names a second one: `raw_embedding`, the same before a normalisation at the end, or `token_states`
+    float32[n, length, hidden].
 
     `states` float[n, length, hidden] is a value of the graph; `attention_mask` int64[n, length] is an input of it.
     Changes the model in place.
@@ -85,10 +86,11 @@ def append_head(model: onnx.ModelProto, states: str, head: Head, with_raw: bool 
     del model.graph.output[:]
     dims = _dims_of(head)
     model.graph.output.append(helper.make_tensor_value_info(OUTPUT, TensorProto.FLOAT, ["batch", dims]))
-    if with_raw:
+    if beside:
         raw = raw if "normalize" in head.layers[-1:] else value
-        model.graph.node.append(helper.make_node("Identity", [raw], [RAW], name=RAW))
-        model.graph.output.append(helper.make_tensor_value_info(RAW, TensorProto.FLOAT, ["batch", dims]))
+        given, shape = (raw, ["batch", dims]) if beside == RAW else (states, ["batch", "length", "hidden"])
+        model.graph.node.append(helper.make_node("Identity", [given], [beside], name=beside))
+        model.graph.output.append(helper.make_tensor_value_info(beside, TensorProto.FLOAT, shape))
 
 
 def _apply(writer: _Writer, value: str, layer: Layer) -> str:

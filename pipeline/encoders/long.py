@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
-from pipeline.encoders.folder import ModelFolder
+from pipeline.encoders.folder import Dense, ModelFolder
 from pipeline.encoders.positions import Positions, read_positions
 from pipeline.errors import UsageError
 
@@ -29,6 +29,9 @@ ROTARY = ("ntk",)
 
 WINDOWS = ("pcw",)
 """The model takes a text in several windows."""
+
+LATE = "late-chunking"
+"""The model takes whole documents, and a chunk's vector is the mean of its tokens' states among the others."""
 
 # A table of 512 positions reaches 8,192 tokens this way, angles eight windows: further was never measured.
 _MOST = dict.fromkeys(LEARNED, 16) | dict.fromkeys(ROTARY, 8)
@@ -62,7 +65,15 @@ class LongSpec:
 def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:
     """The values of `encoder.long` that a model allows."""
     kinds = {"learned": LEARNED, "rotary": ROTARY} if folder.format == "safetensors" else {}
-    return (*PLAIN, *WINDOWS, *kinds.get(positions.kind, ()))
+    late = (LATE,) if pools_late(folder) else ()
+    return (*PLAIN, *WINDOWS, *late, *kinds.get(positions.kind, ()))
+
+
+def pools_late(folder: ModelFolder) -> bool:
+    """Whether a model's vector is the mean of its token states, as far as late chunking is concerned."""
+    return folder.head.pooling == ("mean",) and not any(
+        isinstance(layer, Dense) for layer in folder.head.layers
+    )
 
 
 def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tuple[LongSpec | None, int]:
@@ -80,7 +91,7 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
             "Choose one of them, or another model",
         )
     _check_scaling(config)
-    if method in PLAIN:
+    if method in (*PLAIN, LATE):
         return (None if method == "split" else LongSpec(method, usual)), usual
     window = positions.window or usual
     if config.max_tokens <= window:

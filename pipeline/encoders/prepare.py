@@ -25,6 +25,8 @@ from pipeline.encoders.exported import (
     LAYOUT,
     MANIFEST,
     OUTPUT,
+    RAW,
+    STATES,
     TOKENIZER,
     is_exported,
     is_whole,
@@ -33,6 +35,7 @@ from pipeline.encoders.exported import (
 from pipeline.encoders.folder import ModelFolder, read_folder
 from pipeline.encoders.hashes import write_whole
 from pipeline.encoders.locate import locate
+from pipeline.encoders.long import LATE
 from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.spec import EncoderSpec
@@ -183,13 +186,20 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
         to_fp16(graph)
     elif spec.precision == "int8":
         to_int8(graph, inputs)
-    append_head(graph, states, folder.head, with_raw=spec.longest_row < spec.max_tokens)
+    append_head(graph, states, folder.head, beside=output_beside(spec))
     save_graph(graph, building / GRAPH)
     figures = {}
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
         figures[name] = check_parity(f"the {name} graph", spec.precision, reference, run, inputs)
     return {"pad_id": folder.pad_id, "vocabulary": folder.vocabulary, "parity": _as_json(figures)}
+
+
+def output_beside(spec: EncoderSpec) -> str:
+    """The output that the graph has beside the vectors; "" for none."""
+    if spec.in_one_row or spec.long is None:
+        return ""
+    return STATES if spec.long.method == LATE else RAW
 
 
 def _export_coded(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,10 +16,12 @@ from pipeline.config import EncoderConfig
 from pipeline.encoders.batching import plan_batches
 from pipeline.encoders.coded import as_coded_run
 from pipeline.encoders.describe import describe
-from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, TOKENIZER, read_manifest
+from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, STATES, TOKENIZER, read_manifest
+from pipeline.encoders.late import Means, Pass, passes
+from pipeline.encoders.long import LATE
 from pipeline.encoders.parity import Run, pad
 from pipeline.encoders.pieces import cut, join
-from pipeline.encoders.prepare import as_run, prepare
+from pipeline.encoders.prepare import as_run, output_beside, prepare
 from pipeline.encoders.runtime import cpu_threads, is_out_of_memory, open_session, provider_of
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import BrokenInvariant, EncoderError, InputsTooLarge, ProviderError
@@ -86,8 +89,13 @@ class Encoder:
         run = _run_of(spec, session, keep_vectors)
         return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors)
 
-    def encode(self, token_ids: Sequence[NDArray[np.int32]]) -> NDArray[np.float32]:
+    def encode(
+        self, token_ids: Sequence[NDArray[np.int32]], documents: NDArray[np.integer] | None = None
+    ) -> NDArray[np.float32]:
         """float32[n, width] for n inputs of int32 token ids as the model takes them; row i belongs to input i.
+
+        `documents`: which document each input is a chunk of, integer[n], the chunks of one in order and next to each
+        other. Late chunking needs it; without that, a row does not depend on it.
 
         A row is the vector; with codes, the code as a store takes it, and then the vector where it is kept. It depends
         on its own input alone, and is given as the model computes it: NaN or infinite values come through, and it is
@@ -97,9 +105,49 @@ class Encoder:
         """
         lengths = [len(ids) for ids in token_ids]
         self._check(lengths)
-        if self.spec.longest_row == self.spec.max_tokens:
+        if self.spec.in_one_row:
             return self._encode_rows(token_ids, self.width)
-        return self._encode_pieces(token_ids, self.tokenizer.around)
+        if not self.late:
+            return self._encode_pieces(token_ids, self.tokenizer.around)
+        if documents is None:
+            raise EncoderError(
+                f"chunks without their documents, for {self.spec.source} with encoder.long = {LATE!r}",
+                "Whole documents, out of whose token states the vectors of their chunks are made",
+                "Start from the documents: headwater ingest, or headwater reindex --from SOURCE",
+            )
+        return self._encode_late(token_ids, documents, self.tokenizer.around)
+
+    @property
+    def late(self) -> bool:
+        """Whether the chunks of a document are encoded together."""
+        return bool(self.spec.long and self.spec.long.method == LATE)
+
+    def _encode_late(
+        self,
+        token_ids: Sequence[NDArray[np.int32]],
+        documents: NDArray[np.integer],
+        around: tuple[int, int],
+    ) -> NDArray[np.float32]:
+        """float32[n, dims]: the means of the chunks' token states in their documents."""
+        starts = np.flatnonzero(np.diff(documents, prepend=-1 if not len(documents) else documents[0] - 1))
+        todo = [
+            Pass(one.ids, np.where(one.owners < 0, -1, one.owners + start))
+            for start, stop in pairwise([*starts.tolist(), len(token_ids)])
+            for one in passes(token_ids[start:stop], around, self.spec.max_tokens)
+        ]
+        means, too_large = Means(len(token_ids)), list[int]()
+        for batch, states in self._batches([one.ids for one in todo]):
+            for row, number in enumerate(batch):
+                owners = todo[number].owners
+                if states is None:
+                    too_large += np.unique(owners[owners >= 0]).tolist()
+                else:
+                    means.add(states[row, : len(owners)], owners)
+        vectors = means.vectors(self.spec.dims, self.spec.normalised)
+        if too_large:
+            vectors[too_large] = np.nan
+            raise _too_large(len(token_ids), tuple(dict.fromkeys(too_large)), vectors)
+        return vectors
 
     def _encode_pieces(
         self, token_ids: Sequence[NDArray[np.int32]], around: tuple[int, int]
@@ -120,31 +168,30 @@ class Encoder:
 
     def _encode_rows(self, token_ids: Sequence[NDArray[np.int32]], width: int) -> NDArray[np.float32]:
         """What the graph makes of these rows, float32[n, width], in batches of similar length."""
-        lengths = [len(ids) for ids in token_ids]
-        vectors = np.empty((len(lengths), width), dtype=np.float32)
-        waiting = plan_batches(lengths, self.batch_tokens)[::-1]
+        vectors = np.empty((len(token_ids), width), dtype=np.float32)
         too_large: list[int] = []
+        for batch, result in self._batches(token_ids):
+            vectors[batch] = np.nan if result is None else result
+            too_large += batch if result is None else []
+        if too_large:
+            raise _too_large(
+                len(vectors), tuple(too_large), vectors, min(len(token_ids[row]) for row in too_large)
+            )
+        return vectors
+
+    def _batches(
+        self, rows: Sequence[NDArray[np.int32]]
+    ) -> Iterator[tuple[list[int], NDArray[np.floating] | None]]:
+        """Run the graph over rows of similar length; yield their numbers, and None for one too large for memory."""
+        waiting = plan_batches([len(row) for row in rows], self.batch_tokens)[::-1]
         while waiting:
             batch = waiting.pop()
-            result = self._run_batch([token_ids[index] for index in batch])
-            if result is not None:
-                vectors[batch] = result
-            elif len(batch) == 1:
-                vectors[batch] = np.nan
-                too_large += batch
+            result = self._run_batch([rows[index] for index in batch])
+            if result is not None or len(batch) == 1:
+                yield batch, result
             else:
                 middle = len(batch) // 2
                 waiting += [batch[middle:], batch[:middle]]
-        if too_large:
-            raise InputsTooLarge(
-                f"{len(too_large)} of {len(lengths)} inputs do not fit into memory, each alone, "
-                f"the shortest of {min(lengths[row] for row in too_large)} tokens",
-                "Memory for a single input",
-                "Lower chunking.max_tokens, or use a machine with more memory",
-                vectors,
-                tuple(too_large),
-            )
-        return vectors
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """float32[n, dims] for n queries, each after the query prompt.
@@ -156,7 +203,9 @@ class Encoder:
         if self.spec.codes:
             raise BrokenInvariant("queries for an encoder with codes", "The plain encoder's vectors of them")
         inputs = [self._query_input(text) for text in texts]
-        if self.spec.longest_row == self.spec.max_tokens:
+        if self.late:
+            return self._encode_late(inputs, np.arange(len(inputs)), self.query_tokenizer.around)
+        if self.spec.in_one_row:
             return self.encode(inputs)
         return self._encode_pieces(inputs, self.query_tokenizer.around)
 
@@ -211,7 +260,21 @@ class Encoder:
 def _run_of(spec: EncoderSpec, session: Any, keep_vectors: bool) -> Run:  # noqa: ANN401 - an InferenceSession
     if spec.codes:
         return as_coded_run(session, spec.codes.bits, keep_vectors)
-    return as_run(session, (OUTPUT, RAW) if spec.longest_row < spec.max_tokens else (OUTPUT,))
+    beside = output_beside(spec)
+    return as_run(session, (STATES,) if beside == STATES else (OUTPUT, RAW) if beside else (OUTPUT,))
+
+
+def _too_large(
+    inputs: int, rows: tuple[int, ...], vectors: NDArray[np.float32], shortest: int = 0
+) -> InputsTooLarge:
+    which = f"the shortest of {shortest} tokens" if shortest else "chunks of documents that are encoded whole"
+    return InputsTooLarge(
+        f"{len(rows)} of {inputs} inputs do not fit into memory, each alone, {which}",
+        "Memory for a single input",
+        "Lower chunking.max_tokens, or use a machine with more memory",
+        vectors,
+        rows,
+    )
 
 
 def _provider_for(spec: EncoderSpec, config: EncoderConfig) -> Literal["auto", "cpu", "cuda"]:

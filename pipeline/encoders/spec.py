@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from pipeline.codes import Binarizer, CodesSpec
 from pipeline.encoders.hashes import hash_json
-from pipeline.encoders.long import WINDOWS, LongSpec
+from pipeline.encoders.long import LATE, WINDOWS, LongSpec
 from pipeline.errors import EncoderError
 
 # How the graph of a lower precision is made: raise it where the numbers change, as they are then another encoder's.
@@ -74,6 +74,11 @@ class EncoderSpec:
     def longest_row(self) -> int:
         """The most tokens that the graph is given in a row; longer texts take several."""
         return self.long.window if self.long and self.long.method in WINDOWS else self.max_tokens
+
+    @property
+    def in_one_row(self) -> bool:
+        """Whether every text is one row of the graph, which gives its vector."""
+        return not self.long or self.long.method not in (*WINDOWS, LATE)
 
     @property
     def normalised(self) -> bool:

@@ -102,10 +102,12 @@ def measure(encoder: Encoder, haystack: Haystack, others: bool = True) -> dict[s
     scores: dict[str, Scores] = {}
     if others:
         scores["bm25"] = score(_by_words(haystack))
-        scores[BASELINE] = found(encoder.encode([shorten(ids, around[1], window) for ids in texts]), alone)
+        scores[BASELINE] = found(
+            encoder.encode([shorten(ids, around[1], window) for ids in texts], alone), alone
+        )
         pieces = [cut(ids, around, window) for ids in texts]
         owners = np.repeat(alone, [len(each) for each in pieces])
-        vectors = encoder.encode([piece for each in pieces for piece in each])
+        vectors = encoder.encode([piece for each in pieces for piece in each], np.arange(len(owners)))
         means = np.stack([vectors[owners == text].mean(axis=0) for text in alone])
         scores["windows"] = found(means / np.linalg.norm(means, axis=1, keepdims=True), alone)
         scores["best window"] = found(vectors, owners)

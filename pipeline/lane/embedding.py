@@ -12,7 +12,7 @@ from pipeline.config import Settings
 from pipeline.encoders import Encoder
 from pipeline.job import make_chunker, window_tokens
 from pipeline.lane.reading import split_windows
-from pipeline.lane.windows import token_arrays
+from pipeline.lane.windows import document_numbers, token_arrays
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import Source
 
@@ -35,10 +35,10 @@ def embed_chunks(source: Source, settings: Settings, encoder: Encoder, observe: 
     owners: list[int] = []
     vectors = [np.empty((0, encoder.width), np.float32)]
     for split in source.splits:
-        for window in split_windows(split, settings.source, chunker, size):
+        for window in split_windows(split, settings.source, chunker, size, whole=encoder.late):
             for document in map(str, window.chunks.column("document_id").to_pylist()):
                 owners.append(numbers.setdefault(document, len(numbers)))
-            vectors.append(encoder.encode(token_arrays(window.chunks)))
+            vectors.append(encoder.encode(token_arrays(window.chunks), document_numbers(window.chunks)))
             observe(Progress("embedding", len(numbers), source.rows))
     return EmbeddedChunks(np.concatenate(vectors), np.asarray(owners, np.int64), list(numbers))
 

@@ -27,7 +27,7 @@ from pipeline.lane.pipe import Pipe, PipeClosed
 from pipeline.lane.reading import split_windows
 from pipeline.lane.sieve import Sieve
 from pipeline.lane.tally import Tally
-from pipeline.lane.windows import Window, token_arrays
+from pipeline.lane.windows import Window, document_numbers, token_arrays
 from pipeline.lane.writing import SplitWriter
 from pipeline.schemas import Split, SplitAck
 from pipeline.stores import Store, Suppressions, Tombstones, guarded
@@ -131,7 +131,10 @@ class Lane:
         source = self._job.settings.source
         try:
             since = time.perf_counter()
-            for window in split_windows(split, source, self._chunker, self._window_tokens, self._sieve.sift):
+            late = self._encoder.late
+            for window in split_windows(
+                split, source, self._chunker, self._window_tokens, self._sieve.sift, late
+            ):
                 tally.spend("read", since)
                 tally.rows += window.rows
                 tally.made += window.chunks.num_rows
@@ -165,7 +168,7 @@ class Lane:
         Raises InputsTooLarge where nothing has ever fitted: then it is no document's fault.
         """
         try:
-            vectors = self._encoder.encode(token_arrays(window.chunks))
+            vectors = self._encoder.encode(token_arrays(window.chunks), document_numbers(window.chunks))
         except InputsTooLarge as error:
             self._fits = self._fits or len(error.rows) < window.chunks.num_rows
             if not self._fits:

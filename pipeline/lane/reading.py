@@ -29,10 +29,18 @@ def embed_all(batch: DocumentBatch) -> tuple[Window, pa.RecordBatch]:
 
 
 def split_windows(
-    split: Split, source: SourceConfig, chunker: Chunker, window_tokens: int, sift: Sift = embed_all
+    split: Split,
+    source: SourceConfig,
+    chunker: Chunker,
+    window_tokens: int,
+    sift: Sift = embed_all,
+    whole: bool = False,
 ) -> Iterator[Window]:
-    """Read a split, chunk what is to be embedded, and gather the chunks into windows of about that many tokens."""
-    return gather(_pieces(split, source, chunker, sift), window_tokens)
+    """Read a split, chunk what is to be embedded, and gather the chunks into windows of about that many tokens.
+
+    `whole`: all chunks of a document are in one window.
+    """
+    return gather(_pieces(split, source, chunker, sift), window_tokens, whole)
 
 
 def _pieces(split: Split, source: SourceConfig, chunker: Chunker, sift: Sift) -> Iterator[Window]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.errors import BrokenInvariant
 from pipeline.schemas import CHUNKS, Rejected
 from pipeline.stores import Head, Key
 
@@ -66,15 +67,16 @@ class Window:
         return int(self.chunks.nbytes) + metadata + _BYTES_A_KEY * objects
 
 
-def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
+def gather(pieces: Iterable[Window], window_tokens: int, whole: bool = False) -> Iterator[Window]:
     """Regroup pieces into windows of `window_tokens` to twice as many tokens, or of WINDOW_ROWS rows if that is less.
 
-    Sorting by length pays in large windows; a window is also what memory holds and what progress steps by.
+    Sorting by length pays in large windows; a window is also what memory holds and what progress steps by. `whole`: no
+    document goes on in the next window, however long it is.
     """
     waiting: list[Window] = []
     tokens = rows = 0
-    for piece in pieces:
-        for part in _cut(piece, window_tokens):
+    for piece in _whole(pieces) if whole else pieces:
+        for part in [piece] if whole else _cut(piece, window_tokens):
             waiting.append(part)
             tokens += int(token_counts(part.chunks).sum())
             rows += part.rows
@@ -83,6 +85,11 @@ def gather(pieces: Iterable[Window], window_tokens: int) -> Iterator[Window]:
                 waiting, tokens, rows = [], 0, 0
     if waiting:
         yield _join(waiting)
+
+
+def document_numbers(chunks: pa.RecordBatch) -> NDArray[np.int64]:
+    """Which document of the batch each chunk is of, int64[n]; chunks of one are next to each other."""
+    return np.cumsum(chunks.column("chunk_index").to_numpy() == 0)
 
 
 def token_arrays(chunks: pa.RecordBatch) -> list[NDArray[np.int32]]:
@@ -103,6 +110,29 @@ def _token_ids(chunks: pa.RecordBatch) -> Any:  # noqa: ANN401 - a pa.ListArray;
     return chunks.column("token_ids")
 
 
+def _whole(pieces: Iterable[Window]) -> Iterator[Window]:
+    """Keep the chunks of a document back until all of them are there."""
+    begun = NO_CHUNKS
+    for piece in pieces:
+        chunks = _concat([begun, piece.chunks]) if begun.num_rows else piece.chunks
+        last = chunks.slice(max(0, chunks.num_rows - 1)).to_pylist()
+        open_chunks = sum(
+            row["chunk_index"] + 1 for row in last if row["chunk_index"] + 1 < row["chunk_count"]
+        )
+        ready = chunks.num_rows - open_chunks
+        begun = chunks.slice(ready)
+        yield replace(piece, chunks=chunks.slice(0, ready))
+    if begun.num_rows:
+        raise BrokenInvariant(
+            f"a document that ends after {begun.num_rows} of its chunks", "All of its chunks"
+        )
+
+
+def _concat(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
+    table = pa.Table.from_batches(batches).combine_chunks()
+    return table.to_batches()[0] if table.num_rows else NO_CHUNKS
+
+
 def _cut(piece: Window, window_tokens: int) -> Iterator[Window]:
     """Cut a piece before the chunks at which its running token count passes a multiple of `window_tokens`."""
     ends = token_counts(piece.chunks).cumsum()
@@ -117,9 +147,8 @@ def _cut(piece: Window, window_tokens: int) -> Iterator[Window]:
 
 def _join(parts: list[Window]) -> Window:
     """One window out of several; copies, so that no part keeps a larger parent alive."""
-    table = pa.Table.from_batches([part.chunks for part in parts]).combine_chunks()
     return Window(
-        table.to_batches()[0] if table.num_rows else NO_CHUNKS,
+        _concat(part.chunks for part in parts),
         rows=sum(part.rows for part in parts),
         deleted=tuple(key for part in parts for key in part.deleted),
         tombstones={key: sequence for part in parts for key, sequence in part.tombstones.items()},
