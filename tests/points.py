@@ -39,3 +39,13 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
     for id, (payload, vector) in left.items():
         assert payload == right[id][0]
         np.testing.assert_allclose(vector, right[id][1], atol=1e-5)
+
+
+def differing(left: dict[str, Any], right: dict[str, Any]) -> list[str]:
+    """The ids of points that one side lacks, or that are not the same on both."""
+    same = [
+        id
+        for id in left.keys() & right.keys()
+        if left[id][0] == right[id][0] and np.allclose(left[id][1], right[id][1], atol=1e-5)
+    ]
+    return sorted((left.keys() | right.keys()) - set(same))

@@ -29,9 +29,10 @@ class Fault:
 
     @property
     def after(self) -> bool:
-        """Whether the call is carried out: "answer" then says `answer`, "lost" ends the connection instead of an
-        answer, and "partial" has done it for the first half of an upsert's points when it answers with `status`."""
-        return self.kind in ("answer", "lost", "partial")
+        """Whether the call is carried out: "answer" then says `answer`, "late" says so after `seconds`, "lost" ends the
+        connection instead of an answer, and "partial" has done it for the first half of an upsert's points when it
+        answers with `status`."""
+        return self.kind in ("answer", "late", "lost", "partial")
 
 
 @dataclass

@@ -59,6 +59,8 @@ def call(name: str):
                 )
             except (HeadwaterError, ValueError, KeyError, ValidationError) as error:
                 context.abort(GRPC_CODES[status_of(error)], str(error))
+            if fault and fault.kind == "late":
+                time.sleep(fault.seconds)
             if fault and fault.kind == "lost":
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             if fault and fault.kind == "partial":

@@ -89,6 +89,8 @@ class Rest(BaseHTTPRequestHandler):
             result = make()
         except (HeadwaterError, ValueError, KeyError, ValidationError) as error:
             return self.answer(status_of(error), {"status": {"error": str(error)}, "time": 0.0})
+        if fault and fault.kind == "late":
+            time.sleep(fault.seconds)
         if fault and fault.kind in ("lost", "partial"):
             return self.play(fault)
         if name in ("upsert", "delete", "index", "set_payload", "batch"):
