@@ -1,4 +1,4 @@
-"""An upgrade and the way back under fire: `python tests/benchmarks/upgrade_drill.py [--documents 20000] [--model FOLDER]`.
+"""An upgrade and the way back under fire: `python tests/benchmarks/upgrade_drill.py [--documents 20000]`.
 
 A server in a process of its own is searched twenty times a second by one reader that is never reopened, and edited all
 the time. Meanwhile a reindex is killed half-way and run again, a promote is killed between the swap and its record, the
