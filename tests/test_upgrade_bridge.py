@@ -99,7 +99,7 @@ def test_all_is_mapped_at_once_serves_and_is_embedded_by_and_by(both, rows, tmp_
 
 def test_three_versions_in_one_collection(both, rows, tmp_path):
     old, new = both
-    third = new.model_copy(update={"encoder": new.encoder.model_copy(update={"max_tokens": 50})})
+    third = old.model_copy(update={"encoder": old.encoder.model_copy(update={"max_tokens": 50})})
     ingest(old, rows, tmp_path)
     upgrade(new, bridge=make_bridge(old, new, tmp_path / "first"), limits=Limits(max_tokens=MAP_ONLY))
     upgrade(new, limits=Limits(max_tokens=500))

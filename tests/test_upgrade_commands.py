@@ -15,7 +15,7 @@ from waiting import wait_for
 from pipeline.cli import upgrading
 from pipeline.stores import collection, open_store
 
-COUNT = 300
+COUNT = 160
 
 
 @dataclass
@@ -77,10 +77,10 @@ def test_killed_in_the_middle_and_run_again_it_is_whole_and_goes_there_and_back(
     roles = {one["role"]: one for one in where.say("versions", "list")}
     assert roles.keys() == {"serving", "next"}
     assert (roles["next"]["documents"], roles["next"]["dims"]) == (COUNT, 48)
-    monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_: Says("hold"))
+    monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_, **__: Says("hold"))
     refused = runs.inside("promote", *where.flags, cache=where.cache)
     assert (refused.returncode, "the gate says hold" in refused.stderr) == (1, True)
-    monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_: Says())
+    monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_, **__: Says())
     assert where.say("promote")["serving"] == roles["next"]["physical"]
     points.assert_same(held(where.old), wanted)
     assert where.say("rollback")["serving"] == roles["serving"]["physical"]

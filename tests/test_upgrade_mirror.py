@@ -284,7 +284,7 @@ class Meanwhile:
 step = st.tuples(histories.REJECTING, st.none() | st.integers(0, 12), st.booleans(), st.integers(0, 14))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(step, min_size=1, max_size=4), st.integers(1, 3))
 def test_whatever_happens_meanwhile_and_whenever_it_dies_it_ends_equal(steps, page):
     with pytest.MonkeyPatch.context() as patch:

@@ -20,14 +20,14 @@ from pipeline.upgrade.limits import Hours, Limits
 
 @pytest.fixture(scope="module")
 def rows():
-    return [changed(row, at=1, op="upsert") for row in documents.rows(24, most_words=120)]
+    return [changed(row, at=1, op="upsert") for row in documents.rows(12, most_words=120)]
 
 
-@pytest.fixture(params=["memory", "edge", "grpc"])
+@pytest.fixture(params=["edge", "grpc"])
 def both(request, tiny_model, wide_model, encoder_cache, tmp_path):
     """Settings of the old and of the new encoder for one collection."""
-    url = {"memory": f"memory:{tmp_path}", "edge": f"edge:{tmp_path}/index"}.get(request.param)
-    if url is None:
+    url = f"edge:{tmp_path}/index"
+    if request.param == "grpc":
         url = request.getfixturevalue("qdrant").grpc_url
         with_store = open_store(runs.settings("m", encoder_cache, url).store)
         for left in with_store.get_collections().collections:
@@ -46,7 +46,7 @@ def test_it_is_what_an_ingest_makes_also_after_changes_and_nothing_comes_back(bo
     ingest(old, rows, tmp_path)
     before = held(old)
     found = upgrade(new)
-    assert (found.way, found.complete, found.done.copied, found.exit_code) == (Way.PAYLOAD, True, 24, 0)
+    assert (found.way, found.complete, found.done.copied, found.exit_code) == (Way.PAYLOAD, True, 12, 0)
     assert found.points == {found.encoder_version: len(before)}
     points.assert_same(held(old, "docs@next"), expected(new, rows, tmp_path / "first"))
     points.assert_same(held(old), before)
@@ -76,11 +76,11 @@ def test_it_is_what_an_ingest_makes_also_after_changes_and_nothing_comes_back(bo
 def test_live_runs_go_on_beside_it_and_the_candidate_is_a_collection_like_any(memory, rows, tmp_path):
     old, new = memory
     ingest(old, rows, tmp_path)
-    upgrade(new, limits=Limits(max_tokens=300))
+    upgrade(new, limits=Limits(max_tokens=200))
     assert (
-        0 < len({payload["headwater"]["document_id"] for payload, _ in held(old, "docs@next").values()}) < 24
+        0 < len({payload["headwater"]["document_id"] for payload, _ in held(old, "docs@next").values()}) < 12
     )
-    ingest(at(new, "docs@next"), rows[:12], tmp_path)
+    ingest(at(new, "docs@next"), rows[:6], tmp_path)
     ingest(old, rows, tmp_path)
     with pytest.raises(CollectionMismatch, match="reindex --to"):
         ingest(at(old, "docs@next"), rows, tmp_path)
@@ -91,15 +91,15 @@ def test_live_runs_go_on_beside_it_and_the_candidate_is_a_collection_like_any(me
 def test_a_budget_ends_a_run_and_the_next_goes_on(memory, rows, tmp_path):
     old, new = memory
     ingest(old, rows, tmp_path)
-    spent, left = [], [24]
+    spent, left = [], [12]
     while left[-1]:
-        found = upgrade(new, limits=Limits(max_tokens=500))
+        found = upgrade(new, limits=Limits(max_tokens=400))
         assert found.exit_code == 0
         assert found.limit_reached == bool(found.done.left) != found.complete
         spent.append(found.done.tokens)
         left.append(found.done.left)
     assert len(spent) > 2
-    assert max(spent) <= 500
+    assert max(spent) <= 400
     assert left == sorted(left, reverse=True)
     points.assert_same(held(old, "docs@next"), expected(new, rows, tmp_path / "expected"))
 
@@ -152,7 +152,7 @@ def test_another_target_another_run_and_no_collection_are_refused(memory, rows, 
     assert upgrade(old).way is Way.NOTHING
     upgrade(new)
     with pytest.raises(UpgradeRefused, match="retire --next"):
-        upgrade(old.model_copy(update={"encoder": old.encoder.model_copy(update={"max_tokens": 50})}))
+        upgrade(old.model_copy(update={"encoder": narrow(old).encoder}))
     with pytest.raises(UsageError, match="Say docs"):
         upgrade(at(new, "docs@next"))
     store, _ = open_collection(old.store, Purpose.SEARCH)
@@ -171,13 +171,13 @@ def test_chunks_too_long_for_the_new_encoder_are_named(memory, rows, tmp_path):
     found = upgrade(new)
     assert (found.exit_code, found.complete) == (3, False)
     assert {one.reason for one in found.done.rejected} == {"too_long"}
-    assert 0 < len(found.done.rejected) < 24
+    assert 0 < len(found.done.rejected) < 12
     cut_finer = {"chunking": new.chunking.model_copy(update={"max_tokens": 20})}
     with pytest.raises(UpgradeRefused, match="--from"):  # neither encoder would have cut so
         upgrade(new.model_copy(update=cut_finer))
 
 
-def narrow(settings, max_tokens=24):
+def narrow(settings, max_tokens=50):
     """The same model, which takes fewer tokens: another encoder; its chunks are as long as it takes."""
     changes = {
         "encoder": settings.encoder.model_copy(update={"max_tokens": max_tokens}),
@@ -193,7 +193,7 @@ def test_a_new_chunking_is_filled_from_the_source(memory, rows, tmp_path):
     fine = new.model_copy(update={"chunking": new.chunking.model_copy(update={"max_tokens": 24})})
     file = documents.write(tmp_path / "all.parquet", [*rows, changed(rows[0], id="gone")])
     found = upgrade(fine, source=str(file))
-    assert (found.way, found.complete, found.ingested.counts.indexed) == (Way.SOURCE, True, 24)
+    assert (found.way, found.complete, found.ingested.counts.indexed) == (Way.SOURCE, True, 12)
     assert found.ingested.counts.stale == 1  # what was deleted stays deleted
     points.assert_same(held(old, "docs@next"), expected(fine, rows, tmp_path / "expected"))
     with pytest.raises(UsageError, match="--max-tokens"):
