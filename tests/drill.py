@@ -226,7 +226,7 @@ def _arguments(command: str, *more: Path | str, to: Settings) -> list[Path | str
 
 
 def _command(command: str, *more: Path | str, cache: Path, to: Settings) -> dict[str, Any]:
-    done = runs.command(*_arguments(command, *more, to=to), cache=cache)
+    done = runs.command(*_arguments(command, *more, to=to), cache=cache, timeout=1800)
     assert done.returncode == 0, done.stderr
     return runs.lines(done.stdout)[0]
 

@@ -42,14 +42,16 @@ def run(uri: Path | str, to: Settings, executor: Executor | None = None) -> Summ
     return ingest(str(uri), to, executor or LocalExecutor(), threading.Event())
 
 
-def command(*arguments: str | bytes | Path, cache: Path, **keywords: Any) -> subprocess.CompletedProcess[str]:
+def command(
+    *arguments: str | bytes | Path, cache: Path, timeout: float = 240, **keywords: Any
+) -> subprocess.CompletedProcess[str]:
     """Run `headwater` in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "pipeline.cli", *(a if isinstance(a, bytes) else str(a) for a in arguments)],
         env={**os.environ, "HEADWATER_ENCODER__CACHE": str(cache)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=timeout,
         check=False,
         **keywords,
     )
