@@ -1,6 +1,7 @@
 """Promotion and the way back: one version serves at every moment, and it holds all that changed in between."""
 
 import threading
+import time
 from datetime import UTC, datetime
 from functools import partial
 
@@ -10,10 +11,11 @@ import pytest
 import upgrades
 from upgrades import Says, aliases, changed, expected, held, ingest, pair, promoted, rolled_back, upgrade
 
-from pipeline.errors import CollectionHeld, CollectionMismatch, StoreUnavailable, UpgradeRefused
+from pipeline.errors import CollectionHeld, CollectionMismatch, LeaseLost, StoreUnavailable, UpgradeRefused
 from pipeline.schemas import point_id
-from pipeline.stores import hold_lease, open_store
+from pipeline.stores import hold_lease, lease, open_store
 from pipeline.stores.collection import point_aliases
+from pipeline.upgrade import promotion
 from pipeline.upgrade import versions as module
 from pipeline.upgrade.promotion import retire
 from pipeline.upgrade.versions import read_record
@@ -127,6 +129,23 @@ def test_documents_that_cannot_go_back_as_they_are_cut_are_named_and_their_sourc
     points.assert_same(held(short), expected(short, [fresh, *rows[1:]], tmp_path / "back"))
 
 
+def test_a_stop_leaves_the_version_that_serves_also_where_the_other_is_cut_anew(both, rows, tmp_path):
+    old, new = both
+    fine = new.model_copy(update={"chunking": new.chunking.model_copy(update={"max_tokens": 24})})
+    ingest(old, rows[:3], tmp_path)
+    upgrade(fine, source=str(documents.write(tmp_path / "all.parquet", rows[:3])))
+    before, stop = aliases(old), threading.Event()
+
+    def judge(store):
+        stop.set()
+        return Says()
+
+    with pytest.raises(UpgradeRefused, match="interrupted"):
+        promotion.promote(fine, upgrades.how(fine), judge, stop)
+    assert aliases(old) == before
+    assert promoted(fine).before == before["docs"]
+
+
 def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_path):
     old, new = both
     ingest(old, [*rows, changed(rows[0], id="x", at=2, op="delete")], tmp_path)
@@ -230,6 +249,39 @@ def test_a_version_kept_by_hand_has_its_time_from_when_it_is_first_seen(both, ro
     assert (
         read_record(store, before["docs"])["replaced"] == read_record(store, before["docs@next"])["promoted"]
     )
+
+
+@pytest.mark.parametrize("command", ["promote", "rollback", "retire"])
+def test_who_stalled_and_lost_the_lease_swaps_and_deletes_nothing(
+    command, tiny_model, wide_model, encoder_cache, rows, tmp_path, monkeypatch
+):
+    where = f"memory:{tmp_path}"
+    old, new = pair(tiny_model, wide_model, encoder_cache, where, tmp_path, run__lease_s=0.6)
+    ingest(old, rows[:2], tmp_path)
+    upgrade(new)
+    if command != "promote":
+        promoted(new)
+    before = aliases(old)
+    run, alias, last = {
+        "promote": (promoted, "docs", "_swap"),
+        "rollback": (rolled_back, "docs", "_swap"),
+        "retire": (upgrades.retire_now, "docs@previous", "drop"),
+    }[command]
+    change = getattr(promotion, last)
+
+    def stalls(store, *arguments, **keywords):
+        with monkeypatch.context() as patch:  # another machine's run has seen no sign of life
+            patch.setattr(lease, "_lives", lambda *_: False)
+            lease.Lease.take(store, alias, "other", 0.6, threading.Event())
+        time.sleep(0.3)
+        change(store, *arguments, **keywords)
+
+    monkeypatch.setattr(promotion, last, stalls)
+    with pytest.raises(LeaseLost):
+        run(new)
+    assert aliases(old) == before
+    store = open_store(old.store)
+    assert all(store.collection_exists(physical) for physical in before.values())
 
 
 def test_a_swap_waits_for_the_run_that_is_at_work(tiny_model, wide_model, encoder_cache, rows, tmp_path):

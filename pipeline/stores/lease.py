@@ -34,7 +34,14 @@ LEASES = "headwater_leases"
 _BEATS = 5  # a lease moves so many times in the time after which it would be free, or more often:
 _BEAT_S = 3.0  # so that who looks on sees soon that a holder lives, however long that one may stall
 _STAMP = "stamp"
-_WRITES = ("upsert", "delete", "set_payload", "overwrite_payloads")
+_WRITES = (
+    "upsert",
+    "delete",
+    "set_payload",
+    "overwrite_payloads",
+    "delete_collection",
+    "update_collection_aliases",
+)
 
 log = logs.logger(__name__)
 
@@ -153,7 +160,7 @@ class Lease:
 
 
 class Guarded:
-    """A store whose points are written only while a run holds its lease: for lanes, which outlive a paused driver.
+    """A store that is written only while a run holds its lease: for lanes, which outlive a paused driver.
 
     What was checked less than a third of `lease_s` ago is taken for true, so a writer that stalls for longer asks
     again before it writes, or tries again to: LeaseLost. A request that was under way when the writer stalled may

@@ -89,12 +89,12 @@ def promote(
                     "headwater retire --next",
                 )
             observe(Progress("waiting for runs that are at work"))
-            with leased(store, settings, name, "promote", stop, settings.versions.wait_s):
+            with leased(store, settings, name, "promote", stop, settings.versions.wait_s) as alone:
                 versions.confirm(store)
                 caught_up += side.catch_up(stop, observe, last=True)
                 record(store, candidate.physical, {"verdict": verdict.outcome})
                 record(store, versions.serving.physical, {"replaced": moment(), "by": candidate.physical})
-                _swap(store, name, serving=candidate, kept=versions.serving, kept_as=PREVIOUS, gone=NEXT)
+                _swap(alone, name, serving=candidate, kept=versions.serving, kept_as=PREVIOUS, gone=NEXT)
                 record(store, candidate.physical, {"promoted": moment()})
     return Swapped(name, candidate.physical, versions.serving.physical, caught_up, verdict.as_dict())
 
@@ -127,10 +127,10 @@ def rollback(
             side = _Side(guarded, versions, previous, settings, how)
             caught_up = side.catch_up(stop, observe)
             observe(Progress("waiting for runs that are at work"))
-            with leased(store, settings, name, "rollback", stop, settings.versions.wait_s):
+            with leased(store, settings, name, "rollback", stop, settings.versions.wait_s) as alone:
                 versions.confirm(store)
                 caught_up += side.catch_up(stop, observe, last=True)
-                _swap(store, name, serving=previous, kept=versions.serving, kept_as=NEXT, gone=PREVIOUS)
+                _swap(alone, name, serving=previous, kept=versions.serving, kept_as=NEXT, gone=PREVIOUS)
                 record(store, previous.physical, {"rolled_back": moment()})
     return Swapped(name, previous.physical, versions.serving.physical, caught_up)
 
@@ -148,9 +148,9 @@ def retire(settings: Settings, stop: threading.Event, now: bool = False, candida
             raise _nothing_kept(versions.name) if not candidate else _no_candidate(versions.name)
         if not (candidate or now):
             _check_window(store, gone, settings.versions.keep_s)
-        with leased(store, settings, alias, "retire", stop):
+        with leased(store, settings, alias, "retire", stop) as guarded:
             versions.confirm(store)
-            drop(store, gone.physical)
+            drop(guarded, gone.physical)
     log.info("version_retired", collection=versions.name, physical=gone.physical)
     return gone.physical
 
@@ -186,10 +186,10 @@ class _Side:
         if not serving.contract.chunker_versions & target.contract.chunker_versions:
             changed = mirror_tombstones(self.store, serving.physical, target.physical)
             self._check_same(count_differing(self.store, serving.physical, target.physical))
+            _check_not_stopped(stop)
             return changed
         done = self._mirror(stop, observe)
-        if stop.is_set():
-            raise UpgradeRefused("it was interrupted", "All of the documents on both sides", "Run again")
+        _check_not_stopped(stop)
         if done.rejected or (last and done.left):
             raise self._unequal(done)
         held = [count_stored(self.store, one.physical).documents for one in (serving, target)]
@@ -233,6 +233,11 @@ class _Side:
         )
 
 
+def _check_not_stopped(stop: threading.Event) -> None:
+    if stop.is_set():
+        raise UpgradeRefused("it was interrupted", "All of the documents on both sides", "Run again")
+
+
 def _open_for(store: Store, target: Version, source: Version) -> Version:
     """Say in the target's contract that chunks may come to it as the source has them, where both share some."""
     ours, theirs = target.contract, source.contract.chunker_versions
@@ -243,7 +248,7 @@ def _open_for(store: Store, target: Version, source: Version) -> Version:
 
 
 def _swap(store: Store, name: str, *, serving: Version, kept: Version, kept_as: str, gone: str) -> None:
-    """One version begins to serve, the one that did is kept, all in one request."""
+    """One version begins to serve, the one that did is kept, all in one request; not if a stall cost the lease."""
     store.flush()
     targets = {name: serving.physical, name + kept_as: kept.physical, name + gone: None}
     collection.point_aliases(store, targets)
