@@ -72,13 +72,13 @@ def forget(settings: Settings, subject: Subject, state: Path) -> Forgotten:
     """
     alias = settings.store.collection
     with _held(settings) as store:
-        kinds = holders(store, alias)
-        files = [file for name in kinds for file in trace_files(state / name)]
-        in_store = {name: count_held(store, name, kind, subject) for name, kind in kinds.items()}
-        in_files = {file: count_traces(file, *subject) for file in files}
         suppressions = Suppressions(store, alias)
         suppressions.add(subject)
         store.flush()
+        kinds = holders(store, alias)  # who fills a version that is made after this heeds the suppression
+        files = [file for name in kinds for file in trace_files(state / name)]
+        in_store = {name: count_held(store, name, kind, subject) for name, kind in kinds.items()}
+        in_files = {file: count_traces(file, *subject) for file in files}
         for name, kind in kinds.items():
             remove_held(store, name, kind, subject)
         store.flush()

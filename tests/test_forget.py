@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import documents
+import numpy as np
 import points
 import pyarrow.parquet as pq
 import pytest
@@ -14,7 +15,8 @@ from pipeline import forget as forgetting
 from pipeline.errors import CollectionHeld, StoreUnavailable, UsageError
 from pipeline.forget import forget, lift
 from pipeline.ingest import state_folder
-from pipeline.stores import Suppressions, Tombstones, collection, hold_lease, open_store
+from pipeline.schemas import point_id
+from pipeline.stores import Points, Suppressions, Tombstones, collection, hold_lease, open_store
 
 COLUMNS = {"source__namespace_column": "tenant", "source__sequence": "version", "source__operation": "op"}
 
@@ -156,6 +158,25 @@ def test_only_while_no_run_is_at_work_and_only_where_there_is_a_collection(edge,
             forget(memory, ("", "a"), tmp_path)
         assert not store.collection_exists(Suppressions(store, "docs").name)
     assert forget(memory, ("", "a"), tmp_path).left == 0
+
+
+def test_a_version_that_is_made_while_it_begins_is_searched_too(tmp_path, monkeypatch):
+    to = runs.settings("m", tmp_path, f"memory:{tmp_path}")
+    with opened(to) as store:
+        collection.create(store, "docs", to.store, 2, {})
+        add = Suppressions.add
+
+        def build_first(self, subject):
+            made = collection.create(store, "docs@next", to.store, 2, {})
+            ours = {"namespace": "", "document_id": "a", "chunk_index": 0}
+            point = Points([point_id("", "a", 0)], {"": np.ones((1, 2), np.float32)}, [{"headwater": ours}])
+            store.upsert(made, point)
+            add(self, subject)
+
+        monkeypatch.setattr(Suppressions, "add", build_first)
+        found = forget(to, ("", "a"), tmp_path)
+        assert ([place.before for place in found.places if place.before], found.left) == ([1], 0)
+        assert store.count(collection.resolve(store, "docs@next")).count == 0
 
 
 def test_wherever_it_crashes_nothing_comes_back_and_again_it_ends(
