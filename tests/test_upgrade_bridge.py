@@ -106,6 +106,8 @@ def test_three_versions_in_one_collection(both, rows, tmp_path):
     promoted(new)
     second = make_bridge(new, third, tmp_path / "second")
     upgrades.retire_now(new)
+    with pytest.raises(UpgradeRefused, match="embed them first"):  # mapped twice, not embedded
+        upgrade(old, bridge=make_bridge(new, old, tmp_path / "back"))
     found = upgrade(third, bridge=second, limits=Limits(max_tokens=200))
     assert (len(found.points), found.complete) == (3, True)
     assert all(found.points.values())

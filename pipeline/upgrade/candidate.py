@@ -87,6 +87,12 @@ def aim(versions: Versions, settings: Settings, source: str, bridge: Path | None
     contract = replace(make_contract(fresh, spec, cut_by), also_cut_by=tuple(sorted(kept)))
     if bridge is None:
         return (Way.SOURCE if source else Way.PAYLOAD), Target(spec, contract, fresh)
+    if spec.version in held.compatible:  # mapped there and back, they would be taken for embedded
+        raise UpgradeRefused(
+            f"collection {versions.name!r} still holds points of {spec.source!r}, which a bridge has mapped",
+            "Other vectors than those of the encoder to go to",
+            f"Leave --bridge out, or embed them first: headwater reindex --to {held.model}",
+        )
     plain = describe(settings.encoder.model_copy(update={"codes": ""}))
     joined = load_bridge(bridge, _plain_version(held), plain.version)
     compatible = dict.fromkeys(sorted(held.encoder_versions), joined.fingerprint)
