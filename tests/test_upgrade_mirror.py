@@ -122,21 +122,24 @@ def test_a_document_that_cannot_be_taken_is_named_and_leaves_the_target_incomple
     assert one_pass(store).equal
 
 
+class Narrow(Crashing):
+    """A store that a stone is too large for."""
+
+    def __getattr__(self, name):
+        call = super().__getattr__(name)
+
+        def upsert(collection, points, *more):
+            for id, payload in zip(points.ids, points.payloads, strict=True):
+                if payload["text"] == "stone":
+                    raise PointTooLarge("too much", "Less", "Cut it", id)
+            return call(collection, points, *more)
+
+        return upsert if name == "upsert" else call
+
+
 def test_a_document_too_large_for_the_store_leaves_the_others():
     store = in_memory()
     index(store, Row(A, ("river", "stone"), 1), Row(B, ("light",), 1), sequenced=False)
-
-    class Narrow(Crashing):
-        def __getattr__(self, name):
-            call = super().__getattr__(name)
-
-            def upsert(collection, points, *more):
-                for id, payload in zip(points.ids, points.payloads, strict=True):
-                    if payload["text"] == "stone":
-                        raise PointTooLarge("too much", "Less", "Cut it", id)
-                return call(collection, points, *more)
-
-            return upsert if name == "upsert" else call
 
     done = one_pass(Narrow(store, None, True))
     assert [(one.document_id, one.reason) for one in done.rejected] == [("a", "too_large")]
@@ -234,6 +237,20 @@ def test_in_place_only_vectors_of_other_versions_are_replaced_and_nothing_is_mar
     assert marks == []
 
 
+def test_in_place_a_document_too_large_for_the_store_stays_as_it_was():
+    store = in_memory()
+    index(store, Row(A, ("river", "stone"), 1), Row(B, ("light",), 1), sequenced=False)
+    one_pass(store)
+    for id in contents(store, "d"):
+        store.set_payload("d", {"encoder_version": "old"}, [id], key="headwater")
+    before = contents(store, "d")
+    done = one_pass(Narrow(store, None, True), sides=mirrors.Sides("c", "d", "d", {"": 3}, frozenset({NEW})))
+    assert [(one.document_id, one.reason) for one in done.rejected] == [("a", "too_large")]
+    assert done.copied == 1
+    after = contents(store, "d")
+    assert {id for id in before if after[id] == before[id]} == {point_id(*A, 0), point_id(*A, 1)}
+
+
 def test_a_document_that_the_target_has_cut_its_own_way_stays_so_until_it_changes():
     store = in_memory()
     index(store, Row(A, ("river", "stone"), 1, 3))
@@ -264,6 +281,9 @@ def test_differences_are_counted_on_both_sides():
     index(store, Row(A, ("river", "stone"), 1, 3), Row(B, ("light",), 1, 3))
     one_pass(store)
     assert count_differing(store, "c", "d") == 0
+    for name in "cd":
+        store.set_payload(name, {"writing": True}, [point_id(*A, 0)], key="headwater")
+    assert count_differing(store, "c", "d") == 1  # whole on neither side
     index(store, Row(A, ("river",), 1, 4), Row(B, (), 1, 4), Row(C, ("light",), 1, 4))
     assert count_differing(store, "c", "d") == 3
 

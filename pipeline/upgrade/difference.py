@@ -106,11 +106,13 @@ def compare(source: Mapping[Key, Head], target: Mapping[Key, Head], accept: froz
 
 
 def count_differing(store: Store, source: str, target: str) -> int:
-    """How many documents one version has and the other has not, or not in the same text, metadata and sequence."""
+    """How many documents one version has and the other has not, or not whole in its text, metadata and sequence."""
     differing = 0
     for page in scan_documents(store, source):
         held = read_heads(store, target, list(page))
-        differing += sum(key not in held or _said(held[key]) != _said(head) for key, head in page.items())
+        differing += sum(
+            key not in held or head.writing or _said(held[key]) != _said(head) for key, head in page.items()
+        )
     for page in scan_documents(store, target):
         differing += len(page.keys() - read_heads(store, source, list(page)).keys())
     return differing

@@ -53,7 +53,8 @@ class Writing:
                 lost = next(document for document, _ in wanted if error.point_id in document.ids)
                 wanted = [pair for pair in wanted if pair[0] is not lost]
                 self.rejected.append(Untaken(*lost.key, "too_large", str(error)))
-                self._remove({lost.key})
+                if not self._sides.in_place:  # there the document itself would go
+                    self._remove({lost.key})
                 held.pop(lost.key, None)
         self.done = replace(
             self.done,
