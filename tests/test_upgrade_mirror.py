@@ -160,6 +160,31 @@ def test_what_was_forgotten_while_it_was_copied_is_gone_in_the_end():
     assert set(contents(store, "d")) == {point_id(*B, 0)}
 
 
+@pytest.mark.parametrize("fresh", [Row(A, ("light", "stone"), 1, 4), Row(A, ("river", "stone"), 2, 4)])
+def test_what_was_there_and_forgotten_while_it_was_written_again_stops_nothing(store, fresh, monkeypatch):
+    index(store, Row(A, ("river", "stone"), 1, 3), Row(B, ("light",), 1, 3))
+    one_pass(store)
+    index(store, fresh, Row(C, ("river",), 1, 3))
+    suppressions = Suppressions(store, "c")
+
+    class Forgets:
+        def __getattr__(self, name):
+            call = getattr(store, name)
+
+            def set_payload(collection, *more, **named):
+                if collection == "d" and not suppressions.has(A):
+                    suppressions.add(A)
+                    for held in "cd":
+                        store.delete(held, [point_id(*A, n) for n in range(2)])
+                return call(collection, *more, **named)
+
+            return set_payload if name == "set_payload" else call
+
+    assert not one_pass(Forgets()).equal
+    until_equal(store)
+    assert set(contents(store, "d")) == {point_id(*key, 0) for key in (B, C)}
+
+
 def test_with_a_budget_it_goes_on_where_it_stopped_and_never_spends_more():
     store = in_memory()
     index(store, *(Row(("", str(n)), ("river", "stone"), 1) for n in range(6)), sequenced=False)

@@ -56,7 +56,7 @@ def mirror(
         documents=reading.seen,
         deleted=deleted,
         tombstones=tombstones,
-        left=reading.left,
+        left=reading.left + writing.left,
         rejected=(*reading.rejected, *writing.rejected),
         stopped=stop.is_set(),
     )

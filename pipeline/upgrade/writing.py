@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PointTooLarge
+from pipeline.errors import PointTooLarge, StoreError
 from pipeline.stores import OURS, DocumentWriter, Key, Points, Store, Suppressions, read_heads
 from pipeline.upgrade.difference import Mirrored, Sides, Untaken
 from pipeline.upgrade.reading import Document, Window
@@ -21,22 +21,34 @@ _NO_VECTOR = "a chunk of it gets no usable vector: zero, not finite, or for want
 
 
 class Writing:
-    """Writes windows in order. `done` is what the store acknowledged; `rejected` documents are not in the target."""
+    """Writes windows in order. `done` is what the store acknowledged; `rejected` documents are not in the target.
+
+    `left`: how many are for the next pass, as another one of their window was forgotten while they were written.
+    """
 
     def __init__(self, store: Store, sides: Sides, mapped: bool) -> None:
         self.done = Mirrored()
         self.rejected: list[Untaken] = []
+        self.left = 0
         self._store, self._sides, self._mapped = store, sides, mapped
         self._writer = DocumentWriter(store, sides.target)
         self._names, self._cuts = list(sides.widths), np.cumsum([*sides.widths.values()])[:-1].tolist()
 
     def write(self, window: Window, rows: Rows) -> None:
         """Write a window whose documents' chunks have these rows: float32[n, width]; see `DocumentWriter`."""
-        self._copy(window, rows)
-        self._patch(window)
+        keys = [*(document.key for document in window.copies), *(patch.key for patch in window.patches)]
+        try:
+            self._copy(window, rows)
+            self._patch(window)
+        except StoreError:  # perhaps of points that are gone; what was written in part is marked
+            if not self._forgotten(keys):
+                raise
+            self.left += len(keys)
         # Who forgets a document suppresses it first and then looks here, which may be before it was written.
-        written = [*(document.key for document in window.copies), *(patch.key for patch in window.patches)]
-        self._remove(Suppressions(self._store, self._sides.name).find(written))
+        self._remove(self._forgotten(keys))
+
+    def _forgotten(self, keys: list[Key]) -> set[Key]:
+        return Suppressions(self._store, self._sides.name).find(keys)
 
     def _copy(self, window: Window, rows: Rows) -> None:
         wanted = list(self._usable(window.copies, rows))
