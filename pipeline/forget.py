@@ -27,6 +27,7 @@ from pipeline.stores import (
     count_held,
     hold_lease,
     holders,
+    name_of,
     open_store,
     remove_held,
     store_exists,
@@ -120,7 +121,10 @@ def _held(settings: Settings) -> Iterator[Store]:
     try:
         if not holders(store, alias):
             raise missing
-        with hold_lease(store, alias, "forget", settings.run.lease_s, threading.Event()) as lease:
+        lease_s = (
+            settings.run.lease_s
+        )  # of the version that serves, whichever is named: live runs write that one
+        with hold_lease(store, name_of(alias), "forget", lease_s, threading.Event()) as lease:
             yield store
             if lease:
                 lease.check()

@@ -154,8 +154,13 @@ def test_only_while_no_run_is_at_work_and_only_where_there_is_a_collection(edge,
     memory = runs.settings("m", tmp_path, f"memory:{tmp_path}")
     with opened(memory) as store:
         collection.create(store, "docs", memory.store, 2, {})
-        with hold_lease(store, "docs", "nightly", 15, runs.threading.Event()), pytest.raises(CollectionHeld):
-            forget(memory, ("", "a"), tmp_path)
+        for alias in ("docs", "docs@next"):
+            named = memory.model_copy(update={"store": memory.store.model_copy(update={"collection": alias})})
+            with (
+                hold_lease(store, "docs", "nightly", 15, runs.threading.Event()),
+                pytest.raises(CollectionHeld),
+            ):
+                forget(named, ("", "a"), tmp_path)
         assert not store.collection_exists(Suppressions(store, "docs").name)
     assert forget(memory, ("", "a"), tmp_path).left == 0
 
