@@ -13,9 +13,10 @@ from upgrades import Says, aliases, changed, expected, held, ingest, pair, promo
 
 from pipeline.errors import CollectionHeld, CollectionMismatch, LeaseLost, StoreUnavailable, UpgradeRefused
 from pipeline.schemas import point_id
-from pipeline.stores import hold_lease, lease, open_store
+from pipeline.stores import Suppressions, hold_lease, lease, open_store
 from pipeline.stores.collection import point_aliases
 from pipeline.upgrade import promotion
+from pipeline.upgrade import reindex as reindexing
 from pipeline.upgrade import versions as module
 from pipeline.upgrade.promotion import retire
 from pipeline.upgrade.versions import read_record
@@ -144,6 +145,28 @@ def test_a_stop_leaves_the_version_that_serves_also_where_the_other_is_cut_anew(
         promotion.promote(fine, upgrades.how(fine), judge, stop)
     assert aliases(old) == before
     assert promoted(fine).before == before["docs"]
+
+
+def test_what_is_forgotten_while_the_source_is_cut_anew_does_not_come_back(both, rows, tmp_path, monkeypatch):
+    old, new = both
+    fine = new.model_copy(update={"chunking": new.chunking.model_copy(update={"max_tokens": 24})})
+    ingest(old, rows[:3], tmp_path)
+    run = reindexing.ingest
+
+    def forgets(*arguments):
+        done = run(*arguments)  # which had read and embedded it when it was forgotten
+        store = open_store(old.store)
+        Suppressions(store, "docs").add(("", "doc-0"))
+        store.delete(aliases(old)["docs"], [id for id, (one, _) in held(old).items() if is_first(one)])
+        return done
+
+    def is_first(payload):
+        return payload["headwater"]["document_id"] == "doc-0"
+
+    monkeypatch.setattr(reindexing, "ingest", forgets)
+    upgrade(fine, source=str(documents.write(tmp_path / "all.parquet", rows[:3])))
+    assert not [id for id, (one, _) in held(old, "docs@next").items() if is_first(one)]
+    promoted(fine)
 
 
 def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_path):

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from pipeline.lane.pipe import Pipe, PipeClosed
 from pipeline.schemas import Observer
-from pipeline.stores import DocumentWriter, Store, Tombstones, read_heads, scan_documents
+from pipeline.stores import DocumentWriter, Store, Suppressions, Tombstones, read_heads, scan_documents
 from pipeline.upgrade.difference import Mirrored, Sides
 from pipeline.upgrade.limits import Limits
 from pipeline.upgrade.reading import Reading, Window
@@ -76,6 +76,16 @@ def mirror_tombstones(store: Store, source: str, target: str) -> int:
         ours.remove(gone)
         changed += len(gone)
     return changed
+
+
+def remove_forgotten(store: Store, name: str, physical: str) -> int:
+    """Remove what was forgotten while a run filled this version, which looks before it writes; how much there was."""
+    suppressions, writer, removed = Suppressions(store, name), DocumentWriter(store, physical), 0
+    for page in scan_documents(store, physical):
+        gone = suppressions.find(list(page))
+        writer.delete(sorted(gone), page)
+        removed += len(gone)
+    return removed
 
 
 def _copy(reading: Reading, maker: Maker, writing: Writing, width: int) -> None:

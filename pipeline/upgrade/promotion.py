@@ -19,7 +19,7 @@ from pipeline.schemas import Observer, Progress
 from pipeline.stores import NEXT, PREVIOUS, Store, collection, count_stored
 from pipeline.upgrade.difference import Mirrored, Sides, count_differing
 from pipeline.upgrade.limits import Limits
-from pipeline.upgrade.mirror import mirror, mirror_tombstones
+from pipeline.upgrade.mirror import mirror, mirror_tombstones, remove_forgotten
 from pipeline.upgrade.versions import Version, Versions, drop, leased, moment, opened, read_record, record
 
 log = logs.logger(__name__)
@@ -185,6 +185,7 @@ class _Side:
         serving, target = self.versions.serving, self.target
         if not serving.contract.chunker_versions & target.contract.chunker_versions:
             changed = mirror_tombstones(self.store, serving.physical, target.physical)
+            changed += remove_forgotten(self.store, self.versions.name, target.physical)
             self._check_same(count_differing(self.store, serving.physical, target.physical))
             _check_not_stopped(stop)
             return changed

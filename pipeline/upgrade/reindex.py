@@ -17,7 +17,7 @@ from pipeline.summary import Summary
 from pipeline.upgrade.candidate import WHY, Target, Way, aim, open_candidate
 from pipeline.upgrade.difference import Mirrored, Sides
 from pipeline.upgrade.limits import Limits
-from pipeline.upgrade.mirror import mirror, mirror_tombstones
+from pipeline.upgrade.mirror import mirror, mirror_tombstones, remove_forgotten
 from pipeline.upgrade.vectors import Maker
 from pipeline.upgrade.versions import Version, Versions, count_points, leased, opened
 
@@ -96,7 +96,8 @@ def reindex(
                 return _fill(guarded, versions, candidate, way, target, limits, stop, observe)
             mirror_tombstones(guarded, versions.serving.physical, candidate.physical)
     summary = ingest(source, target.settings, executor(), stop, observe)
-    with opened(settings) as (store, _):
+    with opened(settings) as (store, _), leased(store, settings, candidate.alias, "reindex", stop) as guarded:
+        remove_forgotten(guarded, versions.name, candidate.physical)
         points = count_points(store, candidate)
     complete = summary.exit_code == 0
     return Reindexed(
