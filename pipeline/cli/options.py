@@ -34,7 +34,9 @@ Template = Annotated[
 Encoder = Annotated[
     str | None,
     typer.Option(
-        "--encoder", help="A model folder, an exported one, a hub id, or package:NAME.", metavar="FOLDER_OR_ID"
+        "--encoder",
+        help="A model folder, an exported one, a hub id, or package:NAME.",
+        metavar="FOLDER_OR_ID",
     ),
 ]
 Codes = Annotated[
