@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,6 +86,12 @@ class Qdrant:
             else [str(id) for id in selector.points]
         )
         self.store.delete(name, what)
+
+
+def linger(fault: Fault | None) -> None:
+    """Let an answer be late, if it is planted."""
+    if fault and fault.kind == "late":
+        time.sleep(fault.seconds)
 
 
 def status_of(error: Exception) -> int:

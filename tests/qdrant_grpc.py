@@ -11,7 +11,7 @@ from qdrant_client import models
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 from qdrant_client.grpc.collections_service_pb2_grpc import CollectionsServicer
 from qdrant_client.grpc.points_service_pb2_grpc import PointsServicer
-from qdrant_faults import Qdrant, status_of
+from qdrant_faults import Qdrant, linger, status_of
 
 from pipeline.errors import HeadwaterError
 
@@ -59,8 +59,7 @@ def call(name: str):
                 )
             except (HeadwaterError, ValueError, KeyError, ValidationError) as error:
                 context.abort(GRPC_CODES[status_of(error)], str(error))
-            if fault and fault.kind == "late":
-                time.sleep(fault.seconds)
+            linger(fault)
             if fault and fault.kind == "lost":
                 context.abort(grpc.StatusCode.UNAVAILABLE, "Socket closed")
             if fault and fault.kind == "partial":

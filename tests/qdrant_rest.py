@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import TypeAdapter, ValidationError
 from qdrant_client import models
-from qdrant_faults import Fault, Qdrant, status_of
+from qdrant_faults import Fault, Qdrant, linger, status_of
 
 from pipeline.errors import HeadwaterError
 
@@ -89,8 +89,7 @@ class Rest(BaseHTTPRequestHandler):
             result = make()
         except (HeadwaterError, ValueError, KeyError, ValidationError) as error:
             return self.answer(status_of(error), {"status": {"error": str(error)}, "time": 0.0})
-        if fault and fault.kind == "late":
-            time.sleep(fault.seconds)
+        linger(fault)
         if fault and fault.kind in ("lost", "partial"):
             return self.play(fault)
         if name in ("upsert", "delete", "index", "set_payload", "batch"):
