@@ -5,6 +5,8 @@ import points
 import pytest
 import runs
 
+from pipeline.codes import make_binarizer, save_codes
+from pipeline.encoders import load_plain_encoder
 from pipeline.local import LocalExecutor
 from pipeline.stores import open_store
 from workers.executor import RayExecutor
@@ -50,3 +52,27 @@ def test_the_same_points_everywhere(
         points.assert_same(points_there, points.contents(opened, to.store.collection))
     finally:
         opened.close()
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("local_ray")
+def test_lanes_of_ray_store_the_same_codes(source, tiny_model, encoder_cache, tmp_path):
+    encoder = load_plain_encoder(runs.settings(tiny_model, encoder_cache, "memory:").encoder)
+    sample = encoder.encode_queries([row["text"][:200] for row in documents.rows(100, seed=3)])
+    encoder.close()
+    save_codes(
+        make_binarizer("rotation", sample, 16, 2, encoder_version=encoder.spec.version), tmp_path / "codes"
+    )
+    found = {}
+    for name, executor_of in (("local", lambda _: LocalExecutor()), ("ray", RayExecutor)):
+        to = runs.settings(
+            tiny_model, encoder_cache, f"edge:{tmp_path}/{name}",
+            encoder__codes=str(tmp_path / "codes"), run__lanes=1, run__state=str(tmp_path / "state"),
+        )  # fmt: skip
+        assert runs.run(source, to, executor_of(to)).counts.indexed == 39
+        found[name] = points.contents_of(to.store.url, "docs")
+    assert found["ray"].keys() == found["local"].keys()
+    for id, (payload, vectors) in found["ray"].items():
+        expected, theirs = found["local"][id]
+        assert payload == expected
+        assert vectors["codes"] == theirs["codes"]
