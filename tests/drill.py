@@ -31,6 +31,7 @@ _OPTIONS = {
     "source.sequence": "at",
     "source.operation": "op",
     "encoder.provider": "cpu",
+    "gate.tolerance": 0.9,  # whether a tiny random model ranks better in int8 is not the question here
 }
 
 

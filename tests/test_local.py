@@ -21,11 +21,11 @@ from pipeline.encoders import Encoder
 
 encode, calls = Encoder.encode, []
 
-def hang(self, token_ids):
+def hang(self, token_ids, documents=None):
     calls.append(1)
     if len(calls) > 2:
         time.sleep(1000)
-    return encode(self, token_ids)
+    return encode(self, token_ids, documents)
 
 Encoder.encode = hang
 main()
@@ -79,9 +79,9 @@ def test_a_lane_that_gets_on_may_take_longer_than_the_deadline(
 ):
     encode = Encoder.encode
 
-    def slow(self, token_ids):
+    def slow(self, token_ids, documents=None):
         time.sleep(2)
-        return encode(self, token_ids)
+        return encode(self, token_ids, documents)
 
     monkeypatch.setattr(Encoder, "encode", slow)
     to = runs.settings(tiny_model, encoder_cache, f"edge:{tmp_path}/index", run__split_deadline_s=5)

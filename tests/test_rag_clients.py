@@ -462,7 +462,7 @@ def test_the_readmes_lines_for_each_client(profile, place, encoder, embedding):
 
 def test_the_readmes_lines_for_our_own_reader(filled, encoder, monkeypatch):
     at = filled("haystack")
-    monkeypatch.setattr("pipeline.search.EncoderConfig", lambda: encoder)  # its cache
+    monkeypatch.setattr("pipeline.search.reader.EncoderConfig", lambda: encoder)  # its cache
     (ours,) = at.ours(["a question"], encoder, "section>=2")
     names = run_block("async def context_async", f"url={at.store.url!r}", at.collection, {})
     assert names["context"]("a question") == "\n\n".join(one.text for one in ours)
