@@ -160,13 +160,12 @@ def contestants(store: EdgeStore, physical: str, kind: str) -> dict[str, Search]
 
 
 def searched(folder: Path, kind: str, points: int) -> dict[str, Any]:
-    """Build a collection, then search it after it was opened anew; its memory in MiB."""
+    """Seconds that a collection took to build; where it was there, searches of it, and this process's MiB."""
     store = EdgeStore.open(folder, batch_points=BATCH)
     physical, took = build(store, kind, points)
-    store.close()
     if took:
+        store.close()
         return took
-    store = EdgeStore.open(folder)
     truth = [{point(n) for n in row} for row in np.load(folder / f"truth-{points}.npy").tolist()]
     found = {name: timed(search, truth) for name, search in contestants(store, physical, kind).items()}
     memory = dict(re.findall(r"(RssAnon|RssFile):\s+(\d+)", Path("/proc/self/status").read_text()))
@@ -201,7 +200,7 @@ def child(folder: Path, kind: str, points: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Build, search and write results/codes_search.json."""
+    """Build, search and write results/codes_search.POINTS.json."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=1_000_000)
     parser.add_argument("--folder", type=Path)
@@ -216,13 +215,13 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         results: dict[str, Any] = {"numpy": {"searches": brute(folder, options.points)}}
         for kind in options.kinds:
-            took = child(folder, kind, options.points)  # builds, and is the search where that was done before
-            found = took if "searches" in took else child(folder, kind, options.points) | {"built": took}
+            found = child(folder, kind, options.points)
+            if "searches" not in found:  # it was built: it is searched by a process that did not build it
+                found = child(folder, kind, options.points) | {"built": found}
             results[kind] = found
-            harness.say(json.dumps(found, indent=1))
     settings = {"dims": DIMS, "queries": QUERIES, "rounds": ROUNDS, "store": "edge", "m": 16}
     dataset = {"kind": "generated, clustered", "points": options.points}
-    harness.write_result("codes_search", dataset, settings, 0, results)
+    harness.write_result(f"codes_search.{options.points}", dataset, settings, 0, results)
     sys.stdout.write(json.dumps(results) + "\n")
 
 
