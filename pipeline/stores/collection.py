@@ -42,16 +42,21 @@ _DISTANCES = {
 
 def resolve(store: Store, alias: str) -> str | None:
     """The physical collection behind an alias, or None; CollectionMismatch if a collection has that name."""
-    for known in store.get_aliases().aliases:
-        if known.alias_name == alias:
-            return known.collection_name
-    if store.collection_exists(alias):
-        raise CollectionMismatch(
-            f"{alias!r} is a collection that headwater did not make, not an alias",
-            f"The alias {alias!r} for a collection {alias}__<id>",
-            "Choose another --collection, or rename or delete that collection",
-        )
-    return None
+    found = _behind(store, alias)
+    if found is None and store.collection_exists(alias):
+        found = _behind(store, alias)  # the alias may have been made in between
+        if found is None:
+            raise CollectionMismatch(
+                f"{alias!r} is a collection that headwater did not make, not an alias",
+                f"The alias {alias!r} for a collection {alias}__<id>",
+                "Choose another --collection, or rename or delete that collection",
+            )
+    return found
+
+
+def _behind(store: Store, alias: str) -> str | None:
+    known = store.get_aliases().aliases
+    return next((one.collection_name for one in known if one.alias_name == alias), None)
 
 
 def name_of(alias: str) -> str:
