@@ -57,6 +57,24 @@ def test_a_collection_with_the_aliass_name_is_not_touched():
     assert store.collection_exists("docs")
 
 
+class AliasMadeMeanwhile(LocalStore):
+    """Another command makes the alias right after this one has looked for it."""
+
+    made = False
+
+    def get_aliases(self):
+        found = super().get_aliases()
+        if not self.made:
+            self.made = True
+            collection.create(self, "docs", CONFIG, 4, {})
+        return found
+
+
+def test_an_alias_that_is_made_between_two_looks_is_found():
+    store = AliasMadeMeanwhile.in_memory()
+    assert (collection.resolve(store, "docs") or "").startswith("docs__")
+
+
 def test_an_alias_may_be_moved():
     store = LocalStore.in_memory()
     old, new = (collection.create(store, name, CONFIG, 4, {}) for name in ("docs", "next"))
