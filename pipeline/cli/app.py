@@ -19,7 +19,7 @@ from pipeline.cli import options
 from pipeline.cli.codes import codes_app
 from pipeline.cli.encoders import encoders_app
 from pipeline.cli.forgetting import forget
-from pipeline.cli.measuring import long
+from pipeline.cli.measuring import long, sts
 from pipeline.cli.report import (
     out,
     print_json,
@@ -49,6 +49,7 @@ app = typer.Typer(
 evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
 app.add_typer(evaluate_app, name="evaluate")
 evaluate_app.command("long")(long)
+evaluate_app.command("sts")(sts)
 app.add_typer(codes_app, name="codes")
 app.add_typer(versions_app, name="versions")
 app.add_typer(encoders_app, name="encoders")

@@ -1,4 +1,4 @@
-"""The command `headwater evaluate long`: how well one sentence of a long document is found."""
+"""The commands `headwater evaluate long` and `evaluate sts`: needles in long documents, likeness of sentences."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import options
-from pipeline.cli.report import print_result, print_rows, progress
+from pipeline.cli.report import print_result, print_rows, print_table, progress
 from pipeline.evaluation.long import evaluate_long, read_lengths
+from pipeline.evaluation.sts import Side, evaluate_sts
 
 
 def long(
@@ -52,3 +53,22 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
         "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else "",
         str(row["hub"]),
     )
+
+
+def sts(
+    pairs: Annotated[
+        Path, typer.Option("--pairs", help="A Parquet file with columns sentence1, sentence2 and score.")
+    ],
+    side: Annotated[
+        Side, typer.Option("--side", help="As what both sentences are embedded: it decides on their prompt.")
+    ] = "document",
+    encoder: options.Encoder = None,
+    config: options.Config = None,
+    set: options.Set = None,
+    json_out: options.Json = False,
+) -> None:
+    """Compare cosines of sentence pairs with people's scores: Spearman, with its 95 % interval, and Pearson."""
+    settings = options.settings(config, set, {"encoder.model": encoder})
+    with progress() as observe:
+        found = evaluate_sts(pairs, settings.encoder, side, observe)
+    print_result(found, json_out, lambda: print_table(f"similarity on {pairs}", found))

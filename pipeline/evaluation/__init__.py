@@ -7,6 +7,7 @@ comparison  all of them on one judged set
 choice      which to store in so many bytes
 figure      quality against bytes, drawn
 long        one sentence of a long document, found or not; needles: the texts, facts: what they are made of
+sts         cosines of sentence pairs against people's scores
 retrieval   exact ranking by best chunk, nDCG@10 and recall@100 as trec_eval computes them
 """
 

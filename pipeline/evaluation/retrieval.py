@@ -133,8 +133,8 @@ def read_queries(file: Path) -> tuple[list[str], list[str]]:
 
     Raises UsageError for a missing column, a null, an id that comes twice, or a file that cannot be read.
     """
-    table = _read(file, "queries", ("id", "text"))
-    ids, texts = _strings(table, "id", file), _strings(table, "text", file)
+    table = read_columns(file, "queries", ("id", "text"))
+    ids, texts = strings_of(table, "id", file), strings_of(table, "text", file)
     seen: set[str] = set()
     for query in ids:
         if query in seen:
@@ -150,13 +150,13 @@ def read_qrels(file: Path) -> dict[str, dict[str, int]]:
 
     A pair that is judged twice keeps the higher relevance. Raises UsageError as `read_queries` does.
     """
-    table = _read(file, "qrels", ("query_id", "document_id", "relevance"))
+    table = read_columns(file, "qrels", ("query_id", "document_id", "relevance"))
     relevance = table["relevance"]
     if not pa.types.is_integer(relevance.type) or relevance.null_count:
         got = f"column 'relevance' of {file} with {relevance.null_count} nulls of type {relevance.type}"
         raise UsageError(got, "Integers without nulls: 0 not relevant, 1 and above relevant", "Check --qrels")
     qrels: dict[str, dict[str, int]] = {}
-    pairs = zip(_strings(table, "query_id", file), _strings(table, "document_id", file), strict=True)
+    pairs = zip(strings_of(table, "query_id", file), strings_of(table, "document_id", file), strict=True)
     grades: list[int] = relevance.to_numpy().tolist()
     for (query, document), grade in zip(pairs, grades, strict=True):
         judged = qrels.setdefault(query, {})
@@ -164,7 +164,8 @@ def read_qrels(file: Path) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def _read(file: Path, flag: str, columns: tuple[str, ...]) -> pa.Table:
+def read_columns(file: Path, flag: str, columns: tuple[str, ...]) -> pa.Table:
+    """Read these columns of the Parquet file that `--FLAG` names; raises UsageError where it has not all of them."""
     try:
         known = pq.read_schema(file).names
         missing = [name for name in columns if name not in known]
@@ -181,7 +182,7 @@ def _read(file: Path, flag: str, columns: tuple[str, ...]) -> pa.Table:
     )
 
 
-def _strings(table: pa.Table, name: str, file: Path) -> list[str]:
+def strings_of(table: pa.Table, name: str, file: Path) -> list[str]:
     """Return a column of strings; integers become decimal strings, as document ids do."""
     column = table[name]
     if column.null_count:
