@@ -36,11 +36,24 @@ Found = list[list[int]]
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """One method on one haystack, a value a query; `hub` counts the queries that the most successful document won."""
+    """One method on one haystack.
 
-    accuracy: NDArray[np.float64]
-    ndcg: NDArray[np.float64]
+    places: where each query's document was found, int64[queries], from 0; 10 where it is not among the first ten.
+    hub: how many queries the most successful document won.
+    """
+
+    places: NDArray[np.int64]
     hub: int
+
+    @property
+    def accuracy(self) -> NDArray[np.float64]:
+        """1 for each query whose document came first, else 0."""
+        return (self.places == 0).astype(np.float64)
+
+    @property
+    def ndcg(self) -> NDArray[np.float64]:
+        """Each query's nDCG@10, with one document that answers it."""
+        return np.where(self.places < _DEPTH, 1 / np.log2(2 + self.places), 0.0)
 
 
 def evaluate_long(
@@ -59,11 +72,11 @@ def evaluate_long(
     haystacks = [make(task, n, seed, sentences) for task in TASKS for n in lengths for seed in range(seeds)]
     observe(Progress("preparing the encoder"))
     encoder = load_plain_encoder(config)
-    measured: list[tuple[Haystack, dict[str, Scores]]] = []
+    measured: list[tuple[Task, int, dict[str, Scores]]] = []
     try:
         for number, haystack in enumerate(haystacks):
             observe(Progress("embedding", number, len(haystacks)))
-            measured.append((haystack, measure(encoder, haystack)))
+            measured.append((haystack.task, haystack.length, measure(encoder, haystack)))
     finally:
         encoder.close()
     return {
@@ -134,38 +147,38 @@ def score(found: Found) -> Scores:
     """Scores of a ranking where query n is answered by document n."""
     places = [row.index(query) if query in row else _DEPTH for query, row in enumerate(found)]
     winners = [row[0] for row in found if row]
-    return Scores(
-        np.array([float(place == 0) for place in places]),
-        np.array([1 / np.log2(2 + place) if place < _DEPTH else 0.0 for place in places]),
-        max((winners.count(document) for document in set(winners)), default=0),
-    )
+    hub = max((winners.count(document) for document in set(winners)), default=0)
+    return Scores(np.array(places, np.int64), hub)
 
 
-def rows(measured: Sequence[tuple[Haystack, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
-    """A row a task, length and method, as JSON values, over the haystacks of all seeds."""
-    grouped: dict[tuple[Task, int, str], list[Scores]] = {}
-    for haystack, scores in measured:
+def rows(measured: Sequence[tuple[Task, int, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
+    """A row a task, length and method, as JSON values, over the haystacks that the method was measured on.
+
+    `measured`: task, length and the scores of each haystack, truncation's among them.
+    """
+    grouped: dict[tuple[Task, int, str], list[tuple[Scores, Scores]]] = {}
+    for task, length, scores in measured:
         for method, scored in scores.items():
-            grouped.setdefault((haystack.task, haystack.length, method), []).append(scored)
+            grouped.setdefault((task, length, method), []).append((scored, scores[BASELINE]))
     return [
-        {"task": task, "length": length, "method": method}
-        | _summary(runs, [] if method == BASELINE else grouped.get((task, length, BASELINE), []))
+        {"task": task, "length": length, "method": method, "seeds": len(runs)}
+        | _summary(runs, plain=method == BASELINE)
         for (task, length, method), runs in grouped.items()
     ]
 
 
-def _summary(runs: Sequence[Scores], plain: Sequence[Scores]) -> dict[str, Any]:
+def _summary(runs: Sequence[tuple[Scores, Scores]], plain: bool) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, of in (("accuracy", "accuracy"), ("ndcg@10", "ndcg")):
-        means = [float(getattr(run, of).mean()) for run in runs]
+        means = [float(getattr(run, of).mean()) for run, _ in runs]
         said |= {name: round(float(np.mean(means)), 4), f"{name}_sd": round(float(np.std(means)), 4)}
-        said[f"{name}_gain"] = _gain(runs, plain, of) if plain else None
-    return said | {"hub": max(run.hub for run in runs)}
+        said[f"{name}_gain"] = None if plain else _gain(runs, of)
+    return said | {"hub": max(run.hub for run, _ in runs)}
 
 
-def _gain(runs: Sequence[Scores], plain: Sequence[Scores], of: str) -> list[float]:
+def _gain(runs: Sequence[tuple[Scores, Scores]], of: str) -> list[float]:
     """The mean difference to truncation and its 95 % interval, over the queries of all seeds, drawn again."""
-    each = np.concatenate([getattr(a, of) - getattr(b, of) for a, b in zip(runs, plain, strict=True)])
+    each = np.concatenate([getattr(a, of) - getattr(b, of) for a, b in runs])
     picks = np.random.default_rng(0).integers(0, len(each), (_RESAMPLES, len(each)))
     low, high = np.quantile(each[picks].mean(axis=1), (0.025, 0.975))
     return [round(float(value), 4) for value in (each.mean(), low, high)]

@@ -1,102 +1,132 @@
-"""Long documents: every exported encoder given on the same passkeys and needles, beside truncation, windows and words.
+"""Long documents: passkeys and needles found by each way of embedding them, beside truncation, windows and words.
 
-    python tests/benchmarks/long.py out.json ENCODER_DIR… [--lengths 1024,2048] [--seeds 5] [--haystack FILE]
+    python tests/benchmarks/long.py --model MODEL [--lengths 512,1024,2048] [--seeds 5] [--haystack FILE]
 
-Writes the table and, beside it, a plot of nDCG@10; both grow as haystacks are done, so a run may be ended at any time.
+Every cell, one way on one haystack, is added to results/long.cells.jsonl when it is done: a run that was ended goes on.
+The table, its plot and long.md are written again after each. `long_cost.py` measures what each way costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from harness import RESULTS, write_result
+from long_report import write_report
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from pipeline.config import EncoderConfig
-from pipeline.encoders import load_encoder
-from pipeline.evaluation.long import measure, method_of, read_lengths, rows, window_of
+from pipeline.encoders import Encoder, load_encoder
+from pipeline.evaluation.long import Scores, measure, read_lengths, rows, window_of
 from pipeline.evaluation.needles import TASKS, make, read_prose
 
-COLOURS = ("#888", "#000", "#06c", "#0a5", "#d33", "#b6b", "#e80", "#5bd", "#964", "#3a3")
+CELLS = RESULTS / "long.cells.jsonl"
+METHODS = "pcw,rp,pi,pi-dynamic,gp"
+# The first method's cells have those of the plain model too; the mean of unit vectors is nearly what pcw does.
+_LEFT_OUT = "windows"
 
 
 def main() -> None:
+    """Measure the cells that are missing; Ctrl-C loses one."""
+    given = _arguments()
+    methods = given.methods.split(",")
+    # All lengths of a seed that are no longer than the window are the same for every method.
+    orders = product(read_lengths(given.lengths), range(given.seeds), TASKS, methods)
+    todo = [cell for cell in orders if cell[0] > given.shortest or cell[3] == methods[0]]
+    done = {key_of(cell) for cell in read_cells()}
+    prose = read_prose(given.haystack)
+    encoders: dict[str, Encoder] = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        shown = bar.add_task("long", total=len(todo), completed=sum(cell in done for cell in todo))
+        for length, seed, task, method in todo:
+            if (length, seed, task, method) in done:
+                continue
+            bar.update(shown, description=f"{length:,} {task} {seed} {method}")
+            if method not in encoders:
+                encoders[method] = load_encoder(settings_of(given.model, method, given.max_tokens))
+            since = time.process_time()
+            scores = measure(encoders[method], make(task, length, seed, prose), method == methods[0])
+            cell = {"length": length, "seed": seed, "task": task, "method": method}
+            cell |= {"cpu_s": round(time.process_time() - since, 1), "scores": _as_json(scores)}
+            with CELLS.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(cell) + "\n")
+            report(given, window_of(encoders[method]))
+            bar.advance(shown)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", type=Path)
-    parser.add_argument("encoders", nargs="+")
-    parser.add_argument("--lengths", default="1024,2048")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--methods", default=METHODS, help="with +scaling for sharper attention")
+    parser.add_argument("--lengths", default="512,1024,2048")
+    parser.add_argument(
+        "--shortest", type=int, default=512, help="up to here all methods are the plain model"
+    )
+    parser.add_argument("--max-tokens", type=int, default=2048)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--haystack", type=Path)
-    given = parser.parse_args()
-    prose = read_prose(given.haystack)
-    encoders = [load_encoder(EncoderConfig(model=folder)) for folder in given.encoders]
-    measured, seconds = [], {method_of(encoder): 0.0 for encoder in encoders}
-    for length in read_lengths(given.lengths):
-        for seed in range(given.seeds):
-            for task in TASKS:
-                haystack = make(task, length, seed, prose)
-                scores = {}
-                for number, encoder in enumerate(encoders):
-                    since = time.perf_counter()
-                    scores |= measure(encoder, haystack, others=number == 0)
-                    seconds[method_of(encoder)] += (time.perf_counter() - since) * (number > 0)
-                measured.append((haystack, scores))
-                table = rows(measured)
-                said = {
-                    "model": encoders[0].spec.weights[:12],
-                    "window": window_of(encoders[0]),
-                    "seeds": {
-                        str(n): sum(h.length == n for h, _ in measured) // len(TASKS)
-                        for n in read_lengths(given.lengths)
-                    },
-                    "haystack": given.haystack.name if given.haystack else "generated",
-                    "seconds": {name: round(spent, 1) for name, spent in seconds.items() if spent},
-                    "rows": table,
-                }
-                given.out.write_text(json.dumps(said, indent=1) + "\n")
-                given.out.with_suffix(".svg").write_text(draw(table))
-                ndcg = {name: round(float(scored.ndcg.mean()), 3) for name, scored in scores.items()}
-                sys.stderr.write(f"{length} {seed} {task} {ndcg}\n")
+    parser.add_argument("--haystack", type=Path, help="prose for needles; without it, generated")
+    return parser.parse_args()
 
 
-def draw(table: list[dict]) -> str:
-    """Bars of nDCG@10, a group a task and length, a colour a method."""
-    groups = list(dict.fromkeys((row["task"], row["length"]) for row in table))
-    methods = list(dict.fromkeys(row["method"] for row in table))
-    width, height, bar = 80 + len(groups) * (len(methods) * 14 + 30), 300, 12
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + 160} {height}" '
-        'font-family="sans-serif" font-size="11">'
-    ]
-    for tick in range(0, 11, 2):
-        y = 260 - 24 * tick
-        parts.append(
-            f'<path d="M40 {y}H{width}" stroke="#ddd"/><text x="8" y="{y + 4}">{tick / 10:.1f}</text>'
-        )
-    for place, (task, length) in enumerate(groups):
-        x = 50 + place * (len(methods) * 14 + 30)
-        parts.append(f'<text x="{x}" y="278">{task} {length:,}</text>')
-        for row in table:
-            if (row["task"], row["length"]) == (task, length):
-                at, value = x + 14 * methods.index(row["method"]), 240 * row["ndcg@10"]
-                spread = 240 * row["ndcg@10_sd"]
-                colour = COLOURS[methods.index(row["method"]) % len(COLOURS)]
-                parts.append(
-                    f'<rect x="{at}" y="{260 - value:.1f}" width="{bar}" height="{value:.1f}" fill="{colour}"/>'
-                )
-                parts.append(
-                    f'<path d="M{at + 6} {260 - value - spread:.1f}v{2 * spread:.1f}" stroke="#000"/>'
-                )
-    for number, method in enumerate(methods):
-        y = 30 + 16 * number
-        parts.append(
-            f'<rect x="{width + 10}" y="{y - 9}" width="10" height="10" fill="{COLOURS[number % len(COLOURS)]}"/>'
-        )
-        parts.append(f'<text x="{width + 26}" y="{y}">{method}</text>')
-    return "".join([*parts, f'<text x="{width + 10}" y="14">nDCG@10</text></svg>\n'])
+def settings_of(model: str, method: str, max_tokens: int) -> EncoderConfig:
+    name, _, scaling = method.partition("+")
+    return EncoderConfig(
+        model=model,
+        long=name,
+        max_tokens=max_tokens,
+        attention_scaling=bool(scaling),
+        provider="cpu",
+        threads=1,
+    )
+
+
+def read_cells() -> list[dict[str, Any]]:
+    """What is measured already; a last line that was cut off is none."""
+    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def key_of(cell: dict[str, Any]) -> tuple[int, int, str, str]:
+    """Length, seed, task and method."""
+    return cell["length"], cell["seed"], cell["task"], cell["method"]
+
+
+def _as_json(scores: dict[str, Scores]) -> dict[str, Any]:
+    return {
+        name: {"places": scored.places.tolist(), "hub": scored.hub}
+        for name, scored in scores.items()
+        if name != _LEFT_OUT
+    }
+
+
+def table(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Cells as rows of means over seeds, with differences to truncation paired by query."""
+    measured: dict[tuple[str, int, int], dict[str, Scores]] = {}
+    for cell in cells:
+        scores = {
+            name: Scores(np.array(said["places"]), said["hub"]) for name, said in cell["scores"].items()
+        }
+        measured.setdefault((cell["task"], cell["length"], cell["seed"]), {}).update(scores)
+    return rows([(task, length, scores) for (task, length, _), scores in measured.items()])
+
+
+def report(given: argparse.Namespace, window: int) -> None:
+    """Write long.json, long.md and long.svg out of the cells that there are."""
+    settings = {"model": Path(given.model).name, "window": window, "max_tokens": given.max_tokens}
+    haystack = given.haystack.parent.name if given.haystack else "generated"
+    found = table(read_cells())
+    write_result("long", {"passkey": "generated", "needle in": haystack}, settings, 0, {"rows": found})
+    write_report(found, settings | {"haystack": haystack})
 
 
 if __name__ == "__main__":
