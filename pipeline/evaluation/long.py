@@ -53,7 +53,8 @@ class Scores:
     @property
     def ndcg(self) -> NDArray[np.float64]:
         """Each query's nDCG@10, with one document that answers it."""
-        return np.where(self.places < _DEPTH, 1 / np.log2(2 + self.places), 0.0)
+        gains: NDArray[np.float64] = np.where(self.places < _DEPTH, 1 / np.log2(2 + self.places), 0.0)
+        return gains
 
 
 def evaluate_long(
