@@ -90,6 +90,18 @@ class ChunkingConfig(Section):
     overlap_tokens: int = Field(default=0, ge=0)
 
 
+class DecoderConfig(Section):
+    """How a decoder-only language model is made an encoder."""
+
+    prompt: str = ""  # a prompt's name, or a template with {text}; "": the text alone
+    token_prepending: bool = False
+    start: int = Field(default=1, ge=0)
+    exit: int = Field(default=0, ge=0)  # 0: after a fifth of the layers
+    out_layer: int = -1  # -1: all layers; -2: all but the last, and so on
+    pooling: Literal["auto", "last", "mean", "weighted-mean", "eos"] = "auto"
+    attention: Literal["causal", "bidirectional"] = "causal"
+
+
 class EncoderConfig(Section):
     """Which model makes the vectors, and how it is run."""
 
@@ -107,6 +119,7 @@ class EncoderConfig(Section):
     threads: int = Field(default=0, ge=0)  # 0: one per core
     batch_tokens: int = Field(default=0, ge=0)  # 0: what the provider runs fastest with
     cache: str = ""  # "": $XDG_CACHE_HOME/headwater/encoders
+    decoder: DecoderConfig = DecoderConfig()
 
 
 class HnswConfig(Section):

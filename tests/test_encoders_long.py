@@ -167,9 +167,11 @@ def test_what_is_exported_is_the_model_on_each_texts_own_positions(transformer, 
     unchanged = states_of(model, rows[:4])
     beyond = copy.deepcopy(model)
     places = extend(beyond, long, offset, LONGEST)
-    beyond.register_forward_pre_hook(
-        lambda _, __, given: places.start(given["attention_mask"]), with_kwargs=True
-    )
+
+    def start(_model, _inputs, given):
+        places.start(given["input_ids"], given["attention_mask"])
+
+    beyond.register_forward_pre_hook(start, with_kwargs=True)
 
     got = states_of(beyond, rows)
 

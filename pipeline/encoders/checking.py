@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import EncoderConfig
+from pipeline.encoders.decoders.wording import slot_of
 from pipeline.encoders.exported import GRAPH, TOKENIZER, is_exported, read_exported, read_manifest
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import compare, passes
@@ -42,7 +43,7 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
     else:
         from pipeline.encoders.export import by_torch
 
-        reference = by_torch(source, spec, inputs)
+        reference = by_torch(source, spec, inputs, slot_of(read_manifest(folder)))
     rows = []
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))

@@ -10,9 +10,11 @@ from typing import Any
 
 from pipeline.codes import load_codes
 from pipeline.config import EncoderConfig
+from pipeline.encoders.decoders.gguf import read_model
+from pipeline.encoders.decoders.spec import as_encoder, describe_decoder
 from pipeline.encoders.elastic import check_layers, dims_of, sliced
 from pipeline.encoders.exported import check_settings, is_exported, read_exported
-from pipeline.encoders.folder import Layer, ModelFolder, Slice, read_folder, read_json
+from pipeline.encoders.folder import Layer, ModelFolder, Slice, read_json
 from pipeline.encoders.hashes import hash_file, hash_json
 from pipeline.encoders.locate import Located, locate
 from pipeline.encoders.long import LATE, PLAIN, describe_long, methods_of
@@ -53,7 +55,7 @@ def describe(config: EncoderConfig) -> EncoderSpec:
         spec = _describe_model(located, config)
     if config.codes and not spec.in_one_row:
         raise UsageError(
-            f"encoder.codes with encoder.long = {spec.settings['long']!r}",
+            f"encoder.codes with encoder.long = {spec.settings['long']!r} or a prompt of several templates",
             "Vectors that come out of one row of the graph: codes are made behind it",
             "Leave one of the two out",
         )
@@ -61,14 +63,16 @@ def describe(config: EncoderConfig) -> EncoderSpec:
 
 
 def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
-    folder = sliced(read_folder(located.folder), config.dims)
+    folder = read_model(located.folder)
+    decoder = describe_decoder(folder, config)
+    folder = sliced(as_encoder(folder, decoder), config.dims)
     long, max_tokens = describe_long(folder, config, _max_tokens(folder, config))
     remembered = cache_folder(config) / "hashes"
     return EncoderSpec(
         source=located.source,
         format=folder.format,
         weights=hash_json([hash_file(file, remembered) for file in folder.weights]),
-        tokenizer=_hash_tokenizer(folder),
+        tokenizer=_hash_tokenizer(folder, remembered),
         config=hash_json({key: value for key, value in folder.config.items() if key not in _VOLATILE}),
         modules=(*folder.head.pooling, *(_layer_name(layer, remembered) for layer in folder.head.layers)),
         document_prompt=_prompt(folder, config.document_prompt, ("document", "passage", "corpus")),
@@ -78,6 +82,7 @@ def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
         precision=config.precision,
         layers=check_layers(folder, config.layers),
         long=long,
+        decoder=decoder,
     )
 
 
@@ -131,7 +136,9 @@ def _prompt(folder: ModelFolder, asked: str | None, names: tuple[str, ...]) -> s
     return next((folder.prompts[name] for name in names if name in folder.prompts), "")
 
 
-def _hash_tokenizer(folder: ModelFolder) -> str:
+def _hash_tokenizer(folder: ModelFolder, remembered: Path) -> str:
+    if folder.format == "gguf":
+        return hash_file(folder.tokenizer[0], remembered)
     if folder.tokenizer[0].name == "tokenizer.json":
         return hash_json(tokenizer_definition(folder.tokenizer[0], folder.lowercase))
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.tokenizer}

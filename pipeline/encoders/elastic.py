@@ -56,7 +56,7 @@ def check_layers(folder: ModelFolder, layers: int) -> int:
             "A model's weights as safetensors, out of which a graph of some layers is made",
             "Leave encoder.layers out, or fetch the model's weights",
         )
-    whole = _number(folder, _LAYERS, "number of layers")
+    whole = layers_of(folder)
     if layers > whole:
         raise UsageError(
             f"encoder.layers = {layers}, and the model has {whole}",
@@ -64,6 +64,11 @@ def check_layers(folder: ModelFolder, layers: int) -> int:
             "Lower it, or leave it out",
         )
     return 0 if layers == whole else layers
+
+
+def layers_of(folder: ModelFolder) -> int:
+    """How many layers the model has."""
+    return _number(folder, _LAYERS, "number of layers")
 
 
 def slice_vectors(vectors: NDArray[np.floating], head: Head) -> NDArray[np.floating]:
@@ -83,6 +88,22 @@ def keep_layers(transformer: Any, layers: int) -> None:  # noqa: ANN401 - a tran
     """
     import torch
 
+    owner, name, found = _list_of_layers(transformer)
+    setattr(owner, name, found[:layers])
+    for norm in _FINAL_NORMS:
+        if isinstance(getattr(owner, norm, None), torch.nn.Module):
+            setattr(owner, norm, torch.nn.Identity())
+
+
+def layers_in(transformer: Any) -> Any:  # noqa: ANN401 - a torch.nn.ModuleList
+    """A transformer's layers, in order."""
+    return _list_of_layers(transformer)[2]
+
+
+def _list_of_layers(transformer: Any) -> tuple[Any, str, Any]:  # noqa: ANN401
+    """The layers, the module that has them, and under which name."""
+    import torch
+
     config = transformer.config.get_text_config()
     lists = [
         (owner, name, child)
@@ -94,13 +115,9 @@ def keep_layers(transformer: Any, layers: int) -> None:  # noqa: ANN401 - a tran
         raise EncoderError(
             f"a {config.model_type} model with {len(lists)} lists of {config.num_hidden_layers} layers",
             "A transformer with its layers in one list",
-            "Leave encoder.layers out",
+            "Leave encoder.layers and encoder.decoder out",
         )
-    owner, name, found = lists[0]
-    setattr(owner, name, found[:layers])
-    for norm in _FINAL_NORMS:
-        if isinstance(getattr(owner, norm, None), torch.nn.Module):
-            setattr(owner, norm, torch.nn.Identity())
+    return lists[0]
 
 
 def _number(folder: ModelFolder, names: tuple[str, ...], what: str) -> int:

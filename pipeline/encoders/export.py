@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from pipeline.encoders.decoders.gguf import gguf_file
+from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.elastic import keep_layers, slice_vectors
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
@@ -31,19 +33,65 @@ _STATES = "token_embeddings"
 
 
 def from_torch(
-    folder: ModelFolder, spec: EncoderSpec, inputs: Inputs
+    folder: ModelFolder, spec: EncoderSpec, inputs: Inputs, slot: int
 ) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
-    """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself."""
+    """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself.
+
+    `slot` is the id of the token that a prompt leaves for its last one's state, -1 for none.
+    """
+    if spec.decoder:
+        return _from_decoder(folder, spec, spec.decoder, inputs, slot)
     model = _load(folder, spec)
     reference = _vectors(model, folder, spec, inputs)
     transformer = model[0].auto_model
     if spec.layers:
         keep_layers(transformer, spec.layers)
-    return _export_body(transformer, folder, spec), _STATES, reference
+    start: Start = _keep_mask
+    if spec.long and spec.long.by_table:
+        from pipeline.encoders.extended import extend
+
+        start = extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens).start
+    return _export_body(transformer, folder, start), _STATES, reference
 
 
-def by_torch(folder: ModelFolder, spec: EncoderSpec, inputs: Inputs) -> list[NDArray[np.floating]]:
-    """The vectors of these inputs by the model itself: sentence-transformers, its own pooling included."""
+def _from_decoder(
+    folder: ModelFolder, spec: EncoderSpec, decoder: DecoderSpec, inputs: Inputs, slot: int
+) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
+    """The same of a language model."""
+    from pipeline.encoders.decoders.prepending import shorten
+
+    transformer = _load_decoder(folder, spec)
+    reference = _decoder_vectors(transformer, folder, decoder, inputs, slot)
+    places = shorten(transformer, decoder, slot)
+    return _export_body(transformer, folder, places.start), _STATES, reference
+
+
+def _load_decoder(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN401 - a transformers model
+    from pipeline.encoders.decoders.loading import load_decoder
+
+    with quiet():
+        transformer = load_decoder(folder)
+    _slow_down(transformer, spec)
+    return transformer
+
+
+def _decoder_vectors(
+    transformer: Any,  # noqa: ANN401
+    folder: ModelFolder,
+    decoder: DecoderSpec,
+    inputs: Inputs,
+    slot: int,
+) -> list[NDArray[np.floating]]:
+    from pipeline.encoders.decoders.reference import vectors
+
+    found = (vectors(transformer, decoder, slot, ids, mask) for ids, mask in inputs)
+    return [slice_vectors(each, folder.head) for each in found]
+
+
+def by_torch(folder: ModelFolder, spec: EncoderSpec, inputs: Inputs, slot: int) -> list[NDArray[np.floating]]:
+    """The vectors of these inputs by the model itself: by sentence-transformers with its own pooling, or by hooks."""
+    if spec.decoder:
+        return _decoder_vectors(_load_decoder(folder, spec), folder, spec.decoder, inputs, slot)
     return _vectors(_load(folder, spec), folder, spec, inputs)
 
 
@@ -79,11 +127,15 @@ def _run_alone(
 def _load(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN401 - a SentenceTransformer
     """The model as sentence-transformers runs it, with other angles where the spec asks for them."""
     model = _load_plain(folder)
+    _slow_down(model[0].auto_model, spec)
+    return model
+
+
+def _slow_down(transformer: Any, spec: EncoderSpec) -> None:  # noqa: ANN401 - a transformers model
     if spec.long and spec.long.method in ROTARY:
         from pipeline.encoders.rotary import slow_down
 
-        slow_down(model[0].auto_model, spec.long.factor)
-    return model
+        slow_down(transformer, spec.long.factor)
 
 
 def _load_plain(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
@@ -131,16 +183,18 @@ def _run(
     return vectors
 
 
-def _export_body(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> onnx.ModelProto:  # noqa: ANN401
+Start = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""What is done first with a batch's ids and mask int64[n, length]; it gives the mask for the transformer."""
+
+
+def _keep_mask(_ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return mask
+
+
+def _export_body(transformer: Any, folder: ModelFolder, start: Start) -> onnx.ModelProto:  # noqa: ANN401
     """token_embeddings float32[n, length, hidden]; both dimensions of the inputs stay free."""
     import onnxscript.optimizer
     import torch
-
-    places = None
-    if spec.long and spec.long.by_table:
-        from pipeline.encoders.extended import extend
-
-        places = extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens)
 
     class States(torch.nn.Module):
         """The transformer with two inputs and one output; token type ids are zeros made inside."""
@@ -150,9 +204,8 @@ def _export_body(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> on
             self.transformer = transformer
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-            if places:
-                places.start(attention_mask)
-            states: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=attention_mask)[0]
+            mask = start(input_ids, attention_mask)
+            states: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=mask)[0]
             return states
 
     ids = torch.arange(33).reshape(3, 11)
@@ -206,7 +259,7 @@ def convert_tokenizer(folder: ModelFolder, file: Path) -> None:
 
         try:
             AutoTokenizer.from_pretrained(
-                str(folder.transformer), local_files_only=True, trust_remote_code=False
+                str(folder.transformer), local_files_only=True, trust_remote_code=False, **gguf_file(folder)
             ).backend_tokenizer.save(str(file))
         except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
             raise EncoderError(

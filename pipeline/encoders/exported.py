@@ -82,9 +82,10 @@ def read_exported(folder: Path) -> EncoderSpec:
 
 def check_settings(spec: EncoderSpec, config: EncoderConfig) -> None:
     """Raise UsageError where the settings ask for something else than what was exported."""
+    settings, defaults = config.model_dump(), EncoderConfig().model_dump()
     for name, value in _without_model(spec.settings).items():
-        asked = getattr(config, name)
-        if asked not in (value, EncoderConfig.model_fields[name].default):
+        asked = settings[name]
+        if asked not in (value, defaults[name]):
             raise UsageError(
                 f"encoder.{name} = {asked!r}, and {spec.source} was exported with {value!r}",
                 "An exported encoder as it is",

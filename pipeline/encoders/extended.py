@@ -31,10 +31,11 @@ class Places:
     index: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # int64[n, length], from 0
     count: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # int64[n, 1] tokens
 
-    def start(self, mask: torch.Tensor) -> None:
-        """Take a batch's attention mask int64[n, length]; padding counts as its row's last token."""
+    def start(self, _ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Take a batch's attention mask int64[n, length] and return it; padding counts as its row's last token."""
         self.count = mask.sum(dim=1, keepdim=True)
         self.index = torch.clamp(mask.cumsum(dim=1) - 1, min=0)
+        return mask
 
 
 class Rows(torch.nn.Module):

@@ -74,7 +74,7 @@ class ModelFolder:
 
     root: Path
     transformer: Path
-    format: Literal["safetensors", "onnx"]
+    format: Literal["safetensors", "onnx", "gguf"]
     weights: tuple[Path, ...]
     tokenizer: tuple[Path, ...]
     config: dict[str, Any]

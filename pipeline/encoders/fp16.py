@@ -6,6 +6,8 @@ onnxruntime's own converter casts every value between two nodes kept at fp32 to 
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -18,8 +20,10 @@ _INTEGERS = (TensorProto.INT32, TensorProto.INT64)
 _FLOAT_ONLY = {"Constant", "ConstantOfShape", "CumSum", "EyeLike", "Range"}
 
 
-def to_fp16(model: onnx.ModelProto) -> None:
+def to_fp16(model: onnx.ModelProto, too_large: Collection[str] = ()) -> None:
     """Make the graph compute in fp16, in place; its inputs keep their types, its outputs may become fp16.
+
+    Nodes that take or give values named in `too_large` stay fp32.
 
     Raises EncoderError for a graph with branches or loops.
     """
@@ -32,8 +36,10 @@ def to_fp16(model: onnx.ModelProto) -> None:
         raise EncoderError(
             "a graph with branches or loops", "A plain graph for fp16", "Set encoder.precision to fp32"
         )
-    floats = _float_values(model)
-    exact = _exact_nodes(graph)
+    floats = float_values(model)
+    exact = _exact_nodes(graph) | {
+        node.name for node in graph.node if not set(too_large).isdisjoint((*node.input, *node.output))
+    }
     halves = {
         output
         for node in graph.node
@@ -45,7 +51,7 @@ def to_fp16(model: onnx.ModelProto) -> None:
     del graph.value_info[:]  # their types are those of before
 
 
-def _float_values(model: onnx.ModelProto) -> set[str]:
+def float_values(model: onnx.ModelProto) -> set[str]:
     """The names of all fp32 values; inferred without the weights' numbers, as a protobuf ends at 2 GB."""
     bare = onnx.ModelProto()
     bare.CopyFrom(model)

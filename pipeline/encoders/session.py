@@ -15,6 +15,7 @@ from pipeline import logs, metrics
 from pipeline.config import EncoderConfig
 from pipeline.encoders.batching import plan_batches
 from pipeline.encoders.coded import as_coded_run
+from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, STATES, TOKENIZER, read_manifest
 from pipeline.encoders.late import Means, Pass, passes
@@ -52,6 +53,7 @@ class Encoder:
         provider: Literal["cpu", "cuda"],
         batch_tokens: int,
         keep_vectors: bool = True,
+        wording: Wording | None = None,
     ) -> None:
         self.spec = spec
         kept = spec.dims if keep_vectors or spec.codes is None else 0
@@ -59,6 +61,7 @@ class Encoder:
         self.provider = provider
         self.tokenizer, self.query_tokenizer = tokenizers
         self._run: Run | None = run
+        self._wording = wording
         self._pad_id = pad_id
         self.batch_tokens = batch_tokens
 
@@ -83,11 +86,12 @@ class Encoder:
             ) from error
         file = folder / TOKENIZER
         tokenizers = load_tokenizer(file, spec.document_prompt), load_tokenizer(file, spec.query_prompt)
-        pad_id = int(read_manifest(folder).get("pad_id", 0))
+        manifest = read_manifest(folder)
+        pad_id, wording = int(manifest.get("pad_id", 0)), Wording.read(manifest)
         provider = provider_of(session)
         batch_tokens = config.batch_tokens or default_batch_tokens(provider, config.threads or cpu_threads())
         run = _run_of(spec, session, keep_vectors)
-        return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors)
+        return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors, wording)
 
     def encode(
         self, token_ids: Sequence[NDArray[np.int32]], documents: NDArray[np.integer] | None = None
@@ -152,8 +156,11 @@ class Encoder:
     def _encode_pieces(
         self, token_ids: Sequence[NDArray[np.int32]], around: tuple[int, int]
     ) -> NDArray[np.float32]:
-        """The vectors of inputs of which each is cut into several rows, float32[n, dims]."""
-        pieces = [cut(ids, around, self.spec.longest_row) for ids in token_ids]
+        """The vectors of inputs of which each takes several rows, float32[n, dims]: windows, or prompts."""
+        if self._wording and len(self._wording.rows) > 1:
+            pieces = [self._wording.inputs(ids) for ids in token_ids]
+        else:
+            pieces = [cut(ids, around, self.spec.longest_row) for ids in token_ids]
         counts = [len(rows) for rows in pieces]
         dims, normalised = self.spec.dims, self.spec.normalised
         try:

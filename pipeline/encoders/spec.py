@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 from pipeline.codes import Binarizer, CodesSpec
+from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.hashes import hash_json
 from pipeline.encoders.long import LATE, WINDOWS, LongSpec
 from pipeline.errors import EncoderError
@@ -15,7 +16,7 @@ from pipeline.errors import EncoderError
 # How the graph of a lower precision is made: raise it where the numbers change, as they are then another encoder's.
 _SCHEMES = {"fp16": 1, "int8": 1}
 # Count in a version only where they are set, so that encoders without them keep theirs.
-_LATER_FIELDS = ("codes", "layers", "long")
+_LATER_FIELDS = ("codes", "layers", "long", "decoder")
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,11 @@ class EncoderSpec:
     codes: what vectors become before they are stored; None: they are stored as they are.
     layers: how many of the transformer's layers run; 0: all.
     long: how texts are embedded that are longer than the model's window; None: it has none.
+    decoder: how a language model makes vectors; None: the model is an encoder as it is.
     """
 
     source: str
-    format: Literal["safetensors", "onnx"]
+    format: Literal["safetensors", "onnx", "gguf"]
     weights: str
     tokenizer: str
     config: str
@@ -46,6 +48,7 @@ class EncoderSpec:
     codes: CodesSpec | None = None
     layers: int = 0
     long: LongSpec | None = None
+    decoder: DecoderSpec | None = None
 
     @classmethod
     def read(cls, values: Mapping[str, Any], source: str) -> EncoderSpec:
@@ -56,8 +59,9 @@ class EncoderSpec:
         if names := set(values) - {field.name for field in fields(cls)}:
             raise ValueError(f"fields that this version does not know: {', '.join(sorted(names))}")
         long = LongSpec(**values["long"]) if values.get("long") else None
-        modules = tuple(values["modules"])
-        return cls(**{**values, "source": source, "modules": modules, "codes": None, "long": long})
+        decoder = DecoderSpec(**values["decoder"]) if values.get("decoder") else None
+        read = {"source": source, "modules": tuple(values["modules"]), "codes": None}
+        return cls(**{**values, **read, "long": long, "decoder": decoder})
 
     @cached_property
     def version(self) -> str:
@@ -78,7 +82,8 @@ class EncoderSpec:
     @property
     def in_one_row(self) -> bool:
         """Whether every text is one row of the graph, which gives its vector."""
-        return not self.long or self.long.method not in (*WINDOWS, LATE)
+        several = self.decoder is not None and len(self.decoder.templates) > 1
+        return not several and (not self.long or self.long.method not in (*WINDOWS, LATE))
 
     @property
     def normalised(self) -> bool:
@@ -98,12 +103,13 @@ class EncoderSpec:
             "layers": self.layers,
             "long": self.long.method if self.long else "split",
             "attention_scaling": bool(self.long and self.long.attention_scaling),
+            "decoder": self.decoder.settings if self.decoder else {},
         }
 
     @property
     def unusual_settings(self) -> dict[str, Any]:
         """Those of `settings` that few encoders have, where they are set: they say nothing where they are not here."""
-        set_here = {"layers": self.layers, "long": self.long} | {
+        set_here = {"layers": self.layers, "long": self.long, "decoder": self.decoder} | {
             "dims": any(module.startswith("slice:") for module in self.modules),
             "attention_scaling": self.long and self.long.attention_scaling,
         }

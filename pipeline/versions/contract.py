@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from pipeline.codes import LAYOUT, CodesSpec
-from pipeline.config import DEFAULT_ENCODER, EncoderConfig
+from pipeline.config import DEFAULT_ENCODER, DecoderConfig, EncoderConfig
 from pipeline.errors import CollectionMismatch
 
 KEY = "headwater"
@@ -98,6 +98,7 @@ class Contract:
                 "document_prompt": self.document_prompt,
                 "query_prompt": self.query_prompt,
                 "codes": "",
+                "decoder": DecoderConfig(**self.settings.get("decoder", {})),
             }
         )
 

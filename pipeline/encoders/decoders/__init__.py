@@ -1,0 +1,15 @@
+"""Encoders out of decoder-only language models, without training.
+
+prompts     what is said around a text: PromptEOL, Pretended CoT, Knowledge, MetaEOL, or a template of one's own
+spec        DecoderSpec: prompt, layers, pooling and mask, resolved for a model
+gguf        what a GGUF file says of its model, read without any library
+wording     the token ids that a prompt puts around a text, in the encoder's own tokenizer
+loading     the checkpoint as a transformers model, with every one of its weights
+prepending  Token Prepending inside the exported graph
+reference   the same by the stock model, for the gate and for tuning
+magnitudes  values of a graph that half precision cannot hold
+
+torch and transformers are loaded by loading, prepending and reference only.
+"""
+
+from __future__ import annotations
