@@ -37,9 +37,13 @@ def main() -> None:
     """Measure the cells that are missing; Ctrl-C loses one."""
     given = _arguments()
     methods = given.methods.split(",")
-    # All lengths of a seed that are no longer than the window are the same for every method.
-    orders = product(read_lengths(given.lengths), range(given.seeds), TASKS, methods)
-    todo = [cell for cell in orders if cell[0] > given.shortest or cell[3] == methods[0]]
+    # Within the window all methods are the plain model.
+    orders = product(range(given.seeds), read_lengths(given.lengths), TASKS, methods)
+    todo = [
+        (length, seed, task, method)
+        for seed, length, task, method in orders
+        if length > given.shortest or method == methods[0]
+    ]
     done = {key_of(cell) for cell in read_cells()}
     prose = read_prose(given.haystack)
     encoders: dict[str, Encoder] = {}
