@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from encoder_models import settings_folder, tiny
+from encoder_models import settings_folder
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +21,6 @@ from pipeline.encoders.extended import extend, positioned
 from pipeline.encoders.long import LongSpec, position_rows, sharpness, stretched
 from pipeline.encoders.parity import pad
 from pipeline.encoders.pieces import cut, join
-from pipeline.encoders.rotary import slow_down, slowed
 from pipeline.errors import CollectionMismatch, EncoderError, UsageError
 from pipeline.job import make_contract
 from pipeline.versions import Contract
@@ -81,16 +80,9 @@ def plain(tiny_model, encoder_cache):
     return load_encoder(EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), max_tokens=WINDOW))
 
 
-@pytest.fixture(scope="module", params=["pi", "pi-dynamic+scaling"])
-def extended(request, tiny_model, encoder_cache):
-    method, _, scaling = request.param.partition("+")
-    config = EncoderConfig(
-        model=str(tiny_model),
-        cache=str(encoder_cache),
-        long=method,
-        max_tokens=LONGEST,
-        attention_scaling=bool(scaling),
-    )
+@pytest.fixture(scope="module")
+def extended(tiny_model, encoder_cache):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="pi", max_tokens=LONGEST)
     return load_encoder(config), config
 
 
@@ -115,13 +107,8 @@ def test_a_vector_does_not_depend_on_its_batch(extended):
 
 
 def test_short_texts_keep_their_vectors_to_the_bit(extended, plain):
-    encoder, config = extended
     for row in rows_of(*(length for length in LENGTHS if length <= WINDOW)):
-        got, expected = encoder.encode([row]), plain.encode([row])
-        if config.attention_scaling:  # a product more: the last bit may differ
-            np.testing.assert_allclose(got, expected, atol=1e-6)
-        else:
-            np.testing.assert_array_equal(got, expected)
+        np.testing.assert_array_equal(extended[0].encode([row]), plain.encode([row]))
 
 
 def test_longer_than_the_extended_limit_is_an_error(extended):
@@ -299,7 +286,7 @@ def test_a_model_without_such_a_table_says_what_it_allows(tmp_path, model, kind)
 
 def test_an_extended_encoder_in_a_folder_of_its_own(tmp_path, tiny_model, encoder_cache):
     config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), max_tokens=LONGEST, dims=8)
-    config = config.model_copy(update={"long": "pi-dynamic", "precision": "fp16"})
+    config = config.model_copy(update={"long": "pi-dynamic", "attention_scaling": True})
 
     export(config, tmp_path / "out")
 
@@ -310,87 +297,6 @@ def test_an_extended_encoder_in_a_folder_of_its_own(tmp_path, tiny_model, encode
     assert found["passed"]
     assert max(row["tokens"] for row in found["rows"]) == LONGEST
     assert json.loads(json.dumps(found)) == found
-
-
-def rotary(architecture):
-    torch.manual_seed(0)
-    sizes = {"vocab_size": 30522, "hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2}
-    sizes |= {"intermediate_size": 64, "max_position_embeddings": WINDOW, "pad_token_id": 0}
-    if architecture == "Qwen3":
-        sizes |= {"num_key_value_heads": 1, "head_dim": 16}
-    config = getattr(transformers, f"{architecture}Config")(**sizes)
-    return getattr(transformers, f"{architecture}Model")(config).eval()
-
-
-@pytest.mark.parametrize("architecture", ["Qwen3", "Llama", "ModernBert"])
-def test_slower_angles(architecture):
-    model = rotary(architecture)
-
-    def frequencies():
-        found = {name.rpartition(".")[2]: buffer.clone() for name, buffer in model.named_buffers()}
-        return {
-            name: buffer
-            for name, buffer in found.items()
-            if name.endswith("inv_freq") and "original" not in name
-        }
-
-    before = frequencies()
-
-    slow_down(model, 2)
-
-    for name, after in frequencies().items():
-        ratio = before[name] / after
-        if name.startswith("sliding"):  # layers that see near tokens alone
-            assert torch.equal(after, before[name])
-            continue
-        assert ratio[0] == 1
-        width = 2 * len(ratio)
-        assert float(ratio[-1]) == pytest.approx(3 ** ((width - 2) / width), rel=1e-5)
-    with pytest.raises(EncoderError, match="not those of its base"):
-        slow_down(model, 2)
-
-
-def test_slower_angles_are_those_of_another_base():
-    by_config = rotary("Qwen3")
-    config = copy.deepcopy(by_config.config)
-    config.rope_parameters["rope_theta"] *= slowed(4)
-    expected = transformers.Qwen3Model(config).eval()
-    expected.load_state_dict(by_config.state_dict())
-
-    slow_down(by_config, 4)
-
-    assert [slowed(factor) for factor in (2, 4, 8)] == [3, 5, 10]
-    for ours, theirs in zip(
-        states_of(by_config, rows_of(5, 300)), states_of(expected, rows_of(5, 300)), strict=True
-    ):
-        np.testing.assert_allclose(ours, theirs, atol=1e-4)
-
-
-def test_a_graph_with_slower_angles(tmp_path, encoder_cache):
-    folder = tiny(tmp_path / "model", "ModernBert", "mean")
-    config = EncoderConfig(model=str(folder), cache=str(encoder_cache), long="ntk", max_tokens=300)
-
-    encoder = load_encoder(config)  # behind the gate
-
-    assert encoder.spec.long == LongSpec("ntk", 130, 3)
-    rows = rows_of(7, 130, 300)
-    alone = np.concatenate([encoder.encode([row]) for row in rows])
-    np.testing.assert_allclose(encoder.encode(rows), alone, atol=1e-6)
-
-
-def test_a_model_with_rotary_positions_says_what_it_allows(tmp_path):
-    settings = {"model_type": "modernbert", "rope_theta": 1e4, "local_attention": 128, "hidden_size": 8}
-    settings |= {"max_position_embeddings": 512, "vocab_size": 9}
-    folder = settings_folder(tmp_path / "model", **{"config.json": settings})
-    config = EncoderConfig(model=str(folder), cache=str(tmp_path / "cache"), long="pi", max_tokens=1024)
-
-    with pytest.raises(
-        UsageError,
-        match=r"rotary positions, local attention\).*One of split, error, truncate, pcw, late-chunking, ntk",
-    ):
-        describe(config)
-    with pytest.raises(UsageError, match="At most 8 times as many, 4096"):
-        describe(config.model_copy(update={"long": "ntk", "max_tokens": 4097}))
 
 
 @pytest.mark.parametrize(

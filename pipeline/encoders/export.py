@@ -18,7 +18,7 @@ from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.elastic import keep_layers, slice_vectors
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
-from pipeline.encoders.long import ROTARY
+from pipeline.encoders.long import NTK, SELF_EXTEND, LongSpec
 from pipeline.encoders.parity import Inputs
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
@@ -44,14 +44,22 @@ def from_torch(
     model = _load(folder, spec)
     reference = _vectors(model, folder, spec, inputs)
     transformer = model[0].auto_model
+    start = _extend(transformer, folder, spec)
     if spec.layers:
         keep_layers(transformer, spec.layers)
-    start: Start = _keep_mask
-    if spec.long and spec.long.by_table:
-        from pipeline.encoders.extended import extend
-
-        start = extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens).start
     return _export_body(transformer, folder, start), _STATES, reference
+
+
+def _extend(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> Start:  # noqa: ANN401
+    """Make a transformer take texts beyond its window, in place."""
+    if not spec.long or not spec.long.by_length:
+        return _keep_mask
+    from pipeline.encoders.extended import extend
+    from pipeline.encoders.selfextend import extend_rotary
+
+    if spec.long.by_table:
+        return extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens).start
+    return extend_rotary(transformer, spec.long, spec.max_tokens).start
 
 
 def _from_decoder(
@@ -61,9 +69,14 @@ def _from_decoder(
     from pipeline.encoders.decoders.prepending import shorten
 
     transformer = _load_decoder(folder, spec)
-    reference = _decoder_vectors(transformer, folder, decoder, inputs, slot)
-    places = shorten(transformer, decoder, slot)
-    return _export_body(transformer, folder, places.start), _STATES, reference
+    reference = _decoder_vectors(transformer, folder, spec, decoder, inputs, slot)
+    extend, places = _extend(transformer, folder, spec), shorten(transformer, decoder, slot)
+
+    def start(ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        extend(ids, mask)
+        return places.start(ids, mask)
+
+    return _export_body(transformer, folder, start), _STATES, reference
 
 
 def _load_decoder(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN401 - a transformers model
@@ -71,27 +84,42 @@ def _load_decoder(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN40
 
     with quiet():
         transformer = load_decoder(folder)
-    _slow_down(transformer, spec)
+    _change_angles(transformer, spec)
     return transformer
 
 
 def _decoder_vectors(
     transformer: Any,  # noqa: ANN401
     folder: ModelFolder,
+    spec: EncoderSpec,
     decoder: DecoderSpec,
     inputs: Inputs,
     slot: int,
 ) -> list[NDArray[np.floating]]:
     from pipeline.encoders.decoders.reference import vectors
+    from pipeline.encoders.selfextend import positioned_rotary
 
-    found = (vectors(transformer, decoder, slot, ids, mask) for ids, mask in inputs)
+    def by_length(long: LongSpec, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Each row alone, without its padding."""
+        found = []
+        for row, kept in zip(ids, mask > 0, strict=True):
+            alone = row[None, kept]
+            with positioned_rotary(transformer, long, alone.shape[1]):
+                found.append(vectors(transformer, decoder, slot, alone, np.ones_like(alone)))
+        return np.concatenate(found)
+
+    long = spec.long if spec.long and spec.long.by_length else None
+    found = (
+        by_length(long, ids, mask) if long else vectors(transformer, decoder, slot, ids, mask)
+        for ids, mask in inputs
+    )
     return [slice_vectors(each, folder.head) for each in found]
 
 
 def by_torch(folder: ModelFolder, spec: EncoderSpec, inputs: Inputs, slot: int) -> list[NDArray[np.floating]]:
     """The vectors of these inputs by the model itself: by sentence-transformers with its own pooling, or by hooks."""
     if spec.decoder:
-        return _decoder_vectors(_load_decoder(folder, spec), folder, spec.decoder, inputs, slot)
+        return _decoder_vectors(_load_decoder(folder, spec), folder, spec, spec.decoder, inputs, slot)
     return _vectors(_load(folder, spec), folder, spec, inputs)
 
 
@@ -101,7 +129,7 @@ def _vectors(
     spec: EncoderSpec,
     inputs: Inputs,
 ) -> list[NDArray[np.floating]]:
-    run = _run_alone if spec.long and spec.long.by_table else _run
+    run = _run_alone if spec.long and spec.long.by_length else _run
     return [slice_vectors(run(model, folder, spec, ids, mask), folder.head) for ids, mask in inputs]
 
 
@@ -114,11 +142,16 @@ def _run_alone(
 ) -> NDArray[np.float32]:
     """float32[n, dims], each row run alone and without padding, on positions made for its length."""
     from pipeline.encoders.extended import positioned
+    from pipeline.encoders.selfextend import positioned_rotary
 
     assert spec.long is not None
-    vectors = []
+    transformer, vectors = model[0].auto_model, []
     for row, tokens in zip(ids, mask.sum(axis=1).tolist(), strict=True):
-        with positioned(model[0].auto_model, spec.long, read_positions(folder).offset, tokens):
+        with (
+            positioned(transformer, spec.long, read_positions(folder).offset, tokens)
+            if spec.long.by_table
+            else positioned_rotary(transformer, spec.long, tokens)
+        ):
             alone = row[None, :tokens]
             vectors.append(_run(model, folder, spec, alone, np.ones_like(alone))[0])
     return np.stack(vectors)
@@ -127,15 +160,20 @@ def _run_alone(
 def _load(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN401 - a SentenceTransformer
     """The model as sentence-transformers runs it, with other angles where the spec asks for them."""
     model = _load_plain(folder)
-    _slow_down(model[0].auto_model, spec)
+    _change_angles(model[0].auto_model, spec)
     return model
 
 
-def _slow_down(transformer: Any, spec: EncoderSpec) -> None:  # noqa: ANN401 - a transformers model
-    if spec.long and spec.long.method in ROTARY:
-        from pipeline.encoders.rotary import slow_down
+def _change_angles(transformer: Any, spec: EncoderSpec) -> None:  # noqa: ANN401 - a transformers model
+    from pipeline.encoders.rotary import check_base, slow_down
 
+    if spec.long and spec.long.method == NTK:
         slow_down(transformer, spec.long.factor)
+    if spec.long and spec.long.method == SELF_EXTEND:
+        from pipeline.encoders.selfextend import see_all
+
+        check_base(transformer)
+        see_all(transformer)
 
 
 def _load_plain(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed

@@ -1,8 +1,8 @@
 """Texts longer than a model's window: which methods a model allows, and where each of them puts a token.
 
-Sources: LongEmbed (arXiv 2404.12096) for pcw, gp, rp, pi and the scaled attention. What differs from its code: each row
-goes by its own number of tokens, so that a vector does not depend on its batch; windows are of equal size and do not
-overlap; `pi-dynamic` is ours, an interpolation by the text's own length.
+Sources: LongEmbed (arXiv 2404.12096) for pcw, gp, rp, pi and the scaled attention, SelfExtend (arXiv 2401.01325). What
+differs from LongEmbed's code: each row goes by its own number of tokens, so that a vector does not depend on its batch;
+windows are of equal size and do not overlap; `pi-dynamic` is ours, an interpolation by the text's own length.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ PLAIN = ("split", "error", "truncate")
 LEARNED = ("gp", "rp", "pi", "pi-dynamic")
 """Other positions for the tokens of long texts, in the graph of a model with a table of positions."""
 
-ROTARY = ("ntk",)
-"""Slower angles, in the graph of a model with rotary positions; they change short texts too."""
+NTK, SELF_EXTEND = ROTARY = ("ntk", "self-extend")
+"""In the graph of a model with rotary positions: slower angles, which change short texts too, and grouped distances."""
 
 WINDOWS = ("pcw",)
 """The model takes a text in several windows."""
@@ -55,6 +55,16 @@ class LongSpec:
     def in_graph(self) -> bool:
         """Whether the graph itself is another one than the model's."""
         return self.method in LEARNED + ROTARY
+
+    @property
+    def by_length(self) -> bool:
+        """Whether the graph does something else with texts that are longer than the window."""
+        return self.method in (*LEARNED, SELF_EXTEND) or self.attention_scaling
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """SelfExtend's group size, and how near tokens keep their distance: LongEmbed's, which just reach all texts."""
+        return self.factor + 1, self.window // self.factor
 
     @property
     def by_table(self) -> bool:
@@ -94,6 +104,8 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
     if method in (*PLAIN, LATE):
         return (None if method == "split" else LongSpec(method, usual)), usual
     window = positions.window or usual
+    if method == SELF_EXTEND and positions.sliding:
+        window = min(window, positions.sliding)  # which is switched off, and changes no shorter text
     if config.max_tokens <= window:
         raise UsageError(
             f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
@@ -113,10 +125,10 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
 
 
 def _check_scaling(config: EncoderConfig) -> None:
-    if config.attention_scaling and config.long not in LEARNED:
+    if config.attention_scaling and config.long not in LEARNED + ROTARY:
         raise UsageError(
             f"encoder.attention_scaling with encoder.long = {config.long!r}",
-            f"A method that changes the graph: {', '.join(LEARNED)}",
+            f"A method that changes the graph: {', '.join(LEARNED + ROTARY)}",
             "Leave encoder.attention_scaling out",
         )
 
@@ -158,6 +170,17 @@ def stretched(table: NDArray[np.floating], factor: int) -> NDArray[np.floating]:
     above = np.minimum(below + 1, window - 1)
     rows = table[below].astype(np.float64) * (1 - share) + table[above].astype(np.float64) * share
     return rows.astype(table.dtype)
+
+
+def relative_places(tokens: int, group: int, near: int) -> NDArray[np.int64]:
+    """How far each key (column) is to the right of each query (row) in SelfExtend, int64[tokens, tokens].
+
+    Fewer than `near` tokens apart they are as far as ever, beyond that by the number of groups between them.
+    """
+    places = np.arange(tokens)
+    apart = places[None] - places[:, None]
+    far = places[None] // group - places[:, None] // group + np.sign(apart) * (near - near // group)
+    return np.where(np.abs(apart) < near, apart, far)
 
 
 def sharpness(long: LongSpec, tokens: int) -> float:

@@ -70,11 +70,9 @@ def probes(
     groups = [[random(1)], [random(longest)], [random(7)] * 3, [random(long), random(5), random(1)]]
     if window:
         twice = min(2 * window, longest)
-        groups += [
-            [random(window)],
-            [random(window + 1)],
-            [random(window - 1), random(twice), random(window + 1)],
-        ]
+        groups += [[random(window)], [random(window + 1)]]
+        if window < longest:  # three rows beyond that are more than a laptop holds
+            groups.append([random(window - 1), random(twice), random(window + 1)])
     groups += [[row] for row in rows[:2]] + [rows[n : n + 3] for n in range(0, len(rows), 3)]
     return [pad(group, pad_id) for group in groups if group]
 

@@ -22,6 +22,7 @@ _LEARNED = {"bert", "distilbert", "electra", "ernie", *_OFFSET} - {"longformer"}
 _RELATIVE = {"deberta", "deberta-v2", "mt5", "t5", "umt5"}
 _ROTARY = ("rope_parameters", "rope_theta", "rotary_emb_base")
 _LIMITS = ("max_position_embeddings", "n_positions")
+_SLIDING = {"mistral", "mixtral"}
 _LOCAL = ("local_attention", "sliding_window", "attention_window")
 
 
@@ -33,12 +34,14 @@ class Positions:
     window: how many tokens it has positions for; None where they are relative and unbounded.
     offset: rows of the table before that of the first token.
     local: some layers see near tokens alone.
+    sliding: all layers see so many tokens before each (Mistral); 0: not so.
     """
 
     kind: Literal["learned", "rotary", "relative", "unknown"]
     window: int | None
     offset: int
     local: bool
+    sliding: int = 0
 
 
 def read_positions(folder: ModelFolder) -> Positions:
@@ -53,6 +56,7 @@ def read_positions(folder: ModelFolder) -> Positions:
         None if unbounded else limit - offset,
         offset,
         any(config.get(key) for key in _LOCAL),
+        int(config.get("sliding_window") or 0) if name in _SLIDING else 0,
     )
 
 

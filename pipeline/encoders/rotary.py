@@ -6,6 +6,7 @@ ones and queries too. Layers that see near tokens alone keep theirs.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,11 +22,20 @@ def slowed(factor: float) -> float:
     return factor + max(1.0, factor / 4)
 
 
+def check_base(transformer: Any) -> None:  # noqa: ANN401 - a transformers model
+    """Raise EncoderError where a model's rotary angles are none that a base alone makes."""
+    _rebase(transformer, lambda base: base)
+
+
 def slow_down(transformer: Any, factor: float) -> None:  # noqa: ANN401 - a transformers model
     """Give a model with rotary positions the angles of another base, in place; they are computed in float64.
 
     Raises EncoderError where its angles are none that a base alone makes.
     """
+    _rebase(transformer, lambda base: slowed(factor) * base)
+
+
+def _rebase(transformer: Any, other: Callable[[float], float]) -> None:  # noqa: ANN401
     config = transformer.config.get_text_config()
     changed = 0
     for module in transformer.modules():
@@ -41,7 +51,8 @@ def slow_down(transformer: Any, factor: float) -> None:  # noqa: ANN401 - a tran
                     "Angles that only a base makes",
                     "Set encoder.long to split or pcw",
                 )
-            buffer.copy_((slowed(factor) * base) ** -pairs)
+            if other(base) != base:
+                buffer.copy_(other(base) ** -pairs)
             changed += 1
     if not changed:
         raise EncoderError(
