@@ -8,16 +8,21 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline import encoders
-from pipeline.cli import options
+from pipeline.cli import decoding, options
 from pipeline.cli.report import print_result, print_rows, print_table, say
+from pipeline.encoders.prepare import export as export_encoder
 
 encoders_app = typer.Typer(help="Export encoders to folders, and check them.", no_args_is_help=True)
+encoders_app.command("tune")(decoding.tune_decoder)
 
 
 @encoders_app.command()
 def export(
     model: Annotated[
-        str, typer.Argument(help="A model folder, a hub id, or package:NAME.", metavar="FOLDER_OR_ID")
+        str,
+        typer.Argument(
+            help="A model folder, a GGUF file, a hub id, or package:NAME.", metavar="FOLDER_OR_ID"
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the encoder.", metavar="DIR")],
     precision: Annotated[
@@ -42,6 +47,13 @@ def export(
         bool | None,
         typer.Option("--attention-scaling", help="Sharper attention in long texts.", show_default=False),
     ] = None,
+    prompt: decoding.Prompt = None,
+    token_prepending: decoding.TokenPrepending = None,
+    start: decoding.Start = None,
+    exit: decoding.Exit = None,
+    out_layer: decoding.OutLayer = None,
+    pooling: decoding.Pooling = None,
+    attention: decoding.Attention = None,
     config: options.Config = None,
     set: options.Set = None,
     json_out: options.Json = False,
@@ -49,8 +61,11 @@ def export(
     """Write a folder with all that an encoder needs, which `--encoder` takes here and on any other machine."""
     flags = {"model": model, "precision": precision, "max_tokens": max_tokens, "dims": dims, "layers": layers}
     flags |= {"long": long, "attention_scaling": attention_scaling}
+    decoder = {"prompt": prompt, "token_prepending": token_prepending, "start": start, "exit": exit}
+    decoder |= {"out_layer": out_layer, "pooling": pooling, "attention": attention}
+    flags |= {f"decoder.{name}": value for name, value in decoder.items()}
     settings = options.settings(config, set, {f"encoder.{name}": value for name, value in flags.items()})
-    manifest = encoders.export(settings.encoder, out)
+    manifest = export_encoder(settings.encoder, out)
     print_result({"encoder": str(out), **manifest}, json_out, lambda: print_table(str(out), _said(manifest)))
 
 
@@ -93,6 +108,7 @@ def _said(manifest: dict[str, Any]) -> dict[str, Any]:
     wanted = ("source", "precision", "max_tokens", "dims", "layers")
     shown = {name: spec[name] for name in wanted if spec[name]}
     shown |= {f"long: {name}": value for name, value in (spec["long"] or {}).items()}
+    shown |= {name: value for name, value in (spec["decoder"] or {}).items() if value}
     return {
         "version": manifest["version"],
         **shown,

@@ -154,7 +154,7 @@ def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
         )
 
 
-def _write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path) -> Wording | None:
+def write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path) -> Wording | None:
     """Write tokenizer.json; returns what it puts around texts where the model is a language model."""
     from pipeline.encoders.export import convert_tokenizer
 
@@ -184,7 +184,7 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
 
     check_source(spec, config)
     folder = model_of(spec)
-    wording = _write_tokenizer(folder, spec.decoder, building / TOKENIZER)
+    wording = write_tokenizer(folder, spec.decoder, building / TOKENIZER)
     tokenizer = load_tokenizer(building / TOKENIZER)
     inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec)
     if folder.format == "onnx":

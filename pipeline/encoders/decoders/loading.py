@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+from contextlib import redirect_stderr
 from typing import Any
 
 import torch
@@ -19,17 +21,17 @@ def load_decoder(folder: ModelFolder) -> Any:  # noqa: ANN401 - a transformers m
     """
     from transformers import AutoModel
 
+    reader = gguf_file(folder)
     try:
-        model, said = AutoModel.from_pretrained(
-            str(folder.transformer),
-            **gguf_file(folder),
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except EncoderError:
-        raise
+        with redirect_stderr(io.StringIO()):  # the reader of GGUF files draws a bar of its own
+            model, said = AutoModel.from_pretrained(
+                str(folder.transformer),
+                **reader,
+                dtype=torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except Exception as error:
         raise EncoderError(
             f"the checkpoint {folder.weights[0]} cannot be loaded: {_first_line(error)}",

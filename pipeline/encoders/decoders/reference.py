@@ -24,12 +24,14 @@ def vectors(
     slot: int,
     ids: NDArray[np.int64],
     mask: NDArray[np.int64],
+    unit: bool = True,
 ) -> NDArray[np.float32]:
-    """float32[n, hidden] of length 1, of rows ids and mask int64[n, length] padded on either side."""
+    """float32[n, hidden] of rows ids and mask int64[n, length] padded on either side, of length 1 where `unit`."""
     found = hidden_states(transformer, decoder, slot, ids, mask)[decoder.out_layer]
-    pooled = np.stack([_pool(decoder.pooling, row[kept > 0]) for row, kept in zip(found, mask, strict=True)])
-    unit: NDArray[np.float32] = (pooled / np.linalg.norm(pooled, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+    pooled = np.stack([pool(decoder.pooling, row[kept > 0]) for row, kept in zip(found, mask, strict=True)])
+    if unit:
+        pooled = pooled / np.linalg.norm(pooled, axis=1, keepdims=True)
+    return pooled.astype(np.float32)
 
 
 def hidden_states(
@@ -112,7 +114,7 @@ def _pairs(slot: int, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> Sequen
     return found
 
 
-def _pool(pooling: str, states: NDArray[np.float32]) -> NDArray[np.float64]:
+def pool(pooling: str, states: NDArray[np.float32]) -> NDArray[np.float64]:
     """float64[hidden] out of a row's own tokens, float32[tokens, hidden]."""
     weights = np.arange(1.0, len(states) + 1) if pooling == "weighted-mean" else np.ones(len(states))
     if pooling in ("last", "eos"):

@@ -1,0 +1,145 @@
+"""Which prompt, and which layers, make the best encoder out of a language model: chosen on pairs, told by others.
+
+Layers are few numbers and pairs are noisy, so what is chosen is scored on pairs that had no say in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import DecoderConfig, EncoderConfig
+from pipeline.errors import UsageError
+from pipeline.evaluation.sts import Pairs, cosines_of, read_pairs, spearman, spearman_resampled
+from pipeline.schemas import Observer, Progress
+
+if TYPE_CHECKING:
+    from pipeline.encoders.decoders.sweep import Checkpoint
+
+PROMPTS = ("prompteol", "pretended-cot", "knowledge")
+# Of the layers: where prepending may end. Beyond the middle the paper found nothing for likeness of sentences.
+_EXITS = (0.1, 0.2, 0.3, 0.5)
+_LEAST = 20
+
+Embed = Callable[[DecoderConfig, Sequence[str]], NDArray[np.float32]]
+"""Settings and n texts → float32[layers + 1, n, hidden]."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Settings of a language model and what they scored on the pairs that choose."""
+
+    how: DecoderConfig
+    spearman: float
+
+
+def tune(
+    config: EncoderConfig,
+    file: Path,
+    prompts: Sequence[str] = PROMPTS,
+    most: int = 0,
+    observe: Observer = lambda _: None,
+) -> dict[str, Any]:
+    """Choose prompt, token prepending, exit and out_layer on half of a file's pairs, as JSON values; writes nothing.
+
+    `most`: of how many pairs, drawn at random, 0 for all. `chosen` are keys of [encoder.decoder]; `held_out` is its
+    Spearman on the other half, `plain` that of the best without prepending, and `gain` the difference between the
+    best with prepending and that, with its 95 % interval (bootstrap over pairs).
+    """
+    from pipeline.encoders.decoders.sweep import Checkpoint
+
+    ours, theirs = halves(read_pairs(file), most, file)
+    observe(Progress("loading the model"))
+    model = Checkpoint.open(config)
+    trials = [
+        trial
+        for prompt in prompts
+        for trial in try_prompt(prompt, ours, _watched(model, observe), model.layers)
+    ]
+    plain = best_of([trial for trial in trials if not trial.how.token_prepending])
+    prepended = best_of([trial for trial in trials if trial.how.token_prepending])
+    chosen = best_of([plain, prepended])
+    embed = _watched(model, observe)
+    cosines = [
+        cosines_of(embed(trial.how, theirs.texts)[trial.how.out_layer], theirs)
+        for trial in (plain, prepended)
+    ]
+    drawn = [spearman_resampled(values, theirs.scores) for values in cosines]
+    low, high = np.quantile(drawn[1] - drawn[0], (0.025, 0.975))
+    scores = [spearman(values, theirs.scores) for values in cosines]
+    return {
+        "model": config.model,
+        "pairs": {"chosen_on": len(ours.scores), "held_out": len(theirs.scores)},
+        "chosen": settings_of(chosen),
+        "spearman": round(chosen.spearman, 5),
+        "held_out": round(scores[1] if chosen is prepended else scores[0], 5),
+        "plain": settings_of(plain) | {"held_out": round(scores[0], 5)},
+        "prepended": settings_of(prepended) | {"held_out": round(scores[1], 5)},
+        "gain": [round(float(value), 5) for value in (scores[1] - scores[0], low, high)],
+        "trials": [settings_of(trial) | {"spearman": round(trial.spearman, 5)} for trial in trials],
+    }
+
+
+def try_prompt(prompt: str, pairs: Pairs, embed: Embed, layers: int) -> list[Trial]:
+    """A prompt without prepending and with each exit, each at its best layer of the upper half."""
+    exits = sorted({max(2, round(share * layers)) for share in _EXITS if round(share * layers) < layers})
+    hows = [DecoderConfig(prompt=prompt)]
+    hows += [
+        DecoderConfig(prompt=prompt, token_prepending=True, exit=exit) for exit in exits if exit <= layers
+    ]
+    return [best_layer(how, pairs, embed(how, pairs.texts), layers) for how in hows]
+
+
+def best_layer(
+    how: DecoderConfig, pairs: Pairs, vectors: NDArray[np.float32], layers: int, least: int = 0
+) -> Trial:
+    """The layer from `least` on (0: the upper half) whose vectors float32[layers + 1, n, hidden] score best."""
+    first = max(least or layers // 2, how.exit, 1)
+    scores = {
+        out: spearman(cosines_of(vectors[out], pairs), pairs.scores) for out in range(first, layers + 1)
+    }
+    out = max(scores, key=lambda layer: (scores[layer], layer))
+    return Trial(how.model_copy(update={"out_layer": out}), scores[out])
+
+
+def best_of(trials: Sequence[Trial]) -> Trial:
+    """The one that scored best, the first among equals."""
+    return max(trials, key=lambda trial: trial.spearman)
+
+
+def settings_of(trial: Trial) -> dict[str, Any]:
+    """The keys of [encoder.decoder] in which a trial differs from the defaults."""
+    return trial.how.model_dump(exclude_defaults=True)
+
+
+def halves(pairs: Pairs, most: int, file: Path) -> tuple[Pairs, Pairs]:
+    """Two halves of the pairs, drawn at random with a fixed seed, of at most `most` pairs together (0: all)."""
+    order = np.random.default_rng(0).permutation(len(pairs.scores))[: most or None]
+    if len(order) < _LEAST:
+        raise UsageError(
+            f"{len(order)} pairs of {file}",
+            f"At least {_LEAST}: half of them choose, the other half are scored",
+            "Give more pairs, or a higher --most",
+        )
+    return some_of(pairs, order[::2]), some_of(pairs, order[1::2])
+
+
+def some_of(pairs: Pairs, rows: NDArray[np.int64]) -> Pairs:
+    """These rows of the pairs, with the texts that they need."""
+    used, numbers = np.unique(np.concatenate([pairs.first[rows], pairs.second[rows]]), return_inverse=True)
+    first, second = numbers[: len(rows)], numbers[len(rows) :]
+    texts = [pairs.texts[number] for number in used]
+    return replace(pairs, texts=texts, first=first, second=second, scores=pairs.scores[rows])
+
+
+def _watched(model: Checkpoint, observe: Observer) -> Embed:
+    def embed(how: DecoderConfig, texts: Sequence[str]) -> NDArray[np.float32]:
+        what = f"{how.prompt}{f', prepending to {how.exit}' if how.token_prepending else ''}"
+        return model.vectors(how, texts, lambda done: observe(Progress(what, done, len(texts))))
+
+    return embed

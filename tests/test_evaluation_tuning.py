@@ -1,0 +1,123 @@
+"""The tuner of language models: what it chooses on one half of the pairs, and that the other half had no say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import encoder_models
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from pipeline.cli.app import app
+from pipeline.config import DecoderConfig, EncoderConfig
+from pipeline.encoders.decoders.reference import vectors
+from pipeline.encoders.decoders.sweep import Checkpoint
+from pipeline.errors import UsageError
+from pipeline.evaluation.sts import Pairs, read_pairs
+from pipeline.evaluation.tuning import best_layer, halves, tune
+
+RIVERS = ["river", "hill", "sea", "town", "mill", "stone", "boat", "bridge", "fish", "tree", "bank", "ford"]
+
+
+def pairs_file(file: Path, count: int = 24) -> Path:
+    firsts = [" ".join(RIVERS[n % 7 : n % 7 + 5]) for n in range(count)]
+    seconds = [" ".join(RIVERS[n % 5 : n % 5 + 4]) + f" {n}" for n in range(count)]
+    scores = [float(n * 7 % 11) for n in range(count)]
+    pq.write_table(pa.table({"sentence1": firsts, "sentence2": seconds, "score": scores}), file)
+    return file
+
+
+@pytest.fixture(scope="module")
+def decoder_folder(tmp_path_factory):
+    return encoder_models.tiny_decoder(tmp_path_factory.mktemp("decoder"))
+
+
+def test_the_layer_whose_cosines_go_with_the_scores_is_chosen():
+    generator = np.random.default_rng(0)
+    pairs = Pairs([str(n) for n in range(60)], np.arange(30), np.arange(30, 60), np.linspace(0, 5, 30))
+    found = generator.standard_normal((7, 60, 4)).astype(np.float32)
+    angles = np.linspace(np.pi / 2, 0, 30)
+    for layer in (1, 4):  # the first is in the lower half
+        found[layer, :30] = [1, 0, 0, 0]
+        found[layer, 30:] = np.stack([np.cos(angles), np.sin(angles), 0 * angles, 0 * angles], axis=1)
+
+    chosen = best_layer(DecoderConfig(prompt="prompteol"), pairs, found, 6)
+    later = best_layer(DecoderConfig(prompt="prompteol", token_prepending=True, exit=5), pairs, found, 6)
+
+    assert (chosen.how.out_layer, chosen.spearman) == (4, pytest.approx(1))
+    assert later.how.out_layer in (5, 6)
+
+
+def test_halves_share_no_pair_and_are_the_same_each_time(tmp_path):
+    file = pairs_file(tmp_path / "pairs.parquet", 41)
+    pairs = read_pairs(file)
+
+    ours, theirs = halves(pairs, 0, file)
+    again, _ = halves(pairs, 0, file)
+
+    said = [
+        {(half.texts[a], half.texts[b]) for a, b in zip(half.first, half.second, strict=True)}
+        for half in (ours, theirs)
+    ]
+    assert not said[0] & said[1]
+    assert (len(ours.scores), len(theirs.scores)) == (21, 20)
+    assert again.texts == ours.texts
+    assert [len(half.scores) for half in halves(pairs, 30, file)] == [15, 15]
+    with pytest.raises(UsageError, match="At least 20"):
+        halves(pairs, 8, file)
+
+
+def test_one_pass_gives_what_each_layers_encoder_would(decoder_folder):
+    model = Checkpoint.open(EncoderConfig(model=str(decoder_folder)))
+    how = DecoderConfig(prompt="prompteol", token_prepending=True, exit=2)
+    texts = ["the river", "past towns and mills to the sea"]
+
+    swept = model.vectors(how, texts)
+
+    for out in (2, 4):
+        wording, decoder, rows = model.rows(how.model_copy(update={"out_layer": out}), texts)
+        ids = [np.array([row], dtype=np.int64) for row in rows]
+        for number, row in enumerate(ids):
+            (alone,) = vectors(model.transformer, decoder, wording.slot, row, np.ones_like(row))
+            unit = swept[out, number] / np.linalg.norm(swept[out, number])
+            np.testing.assert_allclose(unit, alone, atol=1e-5)
+    assert np.abs(model.vectors(DecoderConfig(prompt="metaeol"), texts)).max() > 0
+
+
+def test_tune_tells_the_score_of_pairs_that_did_not_choose(decoder_folder, tmp_path):
+    file = pairs_file(tmp_path / "pairs.parquet")
+    words = ["encoders", "tune", str(decoder_folder), "--pairs", str(file), "--json"]
+    prompts = ["--prompt", "prompteol", "--prompt", "{text}, in <PST> short:"]
+
+    said = CliRunner().invoke(app, [*words, *prompts[:2]])
+    refused = CliRunner().invoke(app, [*words, *prompts[2:]])
+
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert found["pairs"] == {"chosen_on": 12, "held_out": 12}
+    assert found["chosen"]["prompt"] == "prompteol"
+    assert found["held_out"] in (found["plain"]["held_out"], found["prepended"]["held_out"])
+    assert found["spearman"] == max(trial["spearman"] for trial in found["trials"])
+    gain, low, high = found["gain"]
+    assert low <= gain <= high
+    assert refused.exit_code != 0
+
+
+def test_what_is_held_out_has_no_say(decoder_folder, tmp_path):
+    file = pairs_file(tmp_path / "pairs.parquet")
+    table = pq.read_table(file)
+    order = np.random.default_rng(0).permutation(24)
+    scores = table["score"].to_numpy().copy()
+    scores[order[1::2]] = scores[order[1::2]][::-1]
+    other = tmp_path / "other.parquet"
+    pq.write_table(table.set_column(2, "score", pa.array(scores)), other)
+    config = EncoderConfig(model=str(decoder_folder))
+
+    one, two = (tune(config, each, ["prompteol"]) for each in (file, other))
+
+    assert one["trials"] == two["trials"]
+    assert one["held_out"] != two["held_out"]
