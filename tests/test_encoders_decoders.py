@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save_file
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import DecoderConfig, EncoderConfig
+from pipeline.config import DecoderConfig, EncoderConfig, Settings, StoreConfig
 from pipeline.encoders import Encoder, check, describe, load_encoder
 from pipeline.encoders.decoders.gguf import read_gguf, read_model
 from pipeline.encoders.decoders.loading import load_decoder
@@ -31,7 +31,9 @@ from pipeline.encoders.fp16 import to_fp16
 from pipeline.encoders.parity import pad
 from pipeline.encoders.runtime import open_session
 from pipeline.errors import EncoderError, UsageError
+from pipeline.job import make_contract
 from pipeline.tokens import Tokenizer, load_tokenizer
+from pipeline.versions import Contract
 
 TEXTS = ["a", "rivers and hills", "the water of the river runs from the hills to the sea"]
 PREPENDING = DecoderSpec("prompteol", 1, 2, 3, "last", "causal")
@@ -157,6 +159,19 @@ def test_the_end_of_the_text_is_pooled_where_it_is_asked_for(definition):
         word(definition, DecoderSpec("", 0, 0, 4, "eos", "causal"), {})
 
 
+@pytest.mark.parametrize("decoder", [{"pooling": "mean"}, {"prompt": "knowledge", "token_prepending": True}])
+def test_a_collections_contract_makes_the_same_encoder_again(decoder_folder, decoder):
+    config = EncoderConfig(model=str(decoder_folder), decoder=DecoderConfig(**decoder))
+    spec = describe(config)
+    contract = make_contract(Settings(encoder=config, store=StoreConfig(collection="c")), spec, "")
+    read = Contract.read(json.loads(json.dumps(contract.metadata())), "c")
+
+    again = read.encoder_config(EncoderConfig())
+
+    assert describe(again) == spec
+    assert again.model_dump()["decoder"] == spec.settings["decoder"]
+
+
 # --- what runs
 
 
@@ -233,6 +248,7 @@ def test_an_exported_decoder_gives_the_models_vectors_however_rows_are_padded(ex
     expected = vectors(transformer, PREPENDING, slot, *pad(rows, 0))
 
     assert encoder.spec.decoder == PREPENDING
+    assert load_encoder(EncoderConfig(model=str(exported), decoder=DecoderConfig(**PREPENDING.settings)))
     np.testing.assert_allclose(encoder.encode(rows), expected, atol=1e-5)
     np.testing.assert_allclose(by_graph(exported, *pad_left(rows)), expected, atol=1e-5)
     assert check(exported, "", EncoderConfig())["passed"]

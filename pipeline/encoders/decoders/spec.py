@@ -49,11 +49,11 @@ class DecoderSpec:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """The keys of [encoder.decoder] that say this."""
+        """The keys of [encoder.decoder] that say this, all of them."""
         own = asdict(self)
         if not self.prepending:
             del own["start"], own["exit"]
-        return own | {"token_prepending": self.prepending}
+        return DecoderConfig(**own, token_prepending=self.prepending).model_dump()
 
 
 def describe_decoder(folder: ModelFolder, config: EncoderConfig) -> DecoderSpec | None:
