@@ -32,7 +32,9 @@ _PREFIX = "HEADWATER_"
 _NESTED = "__"
 
 
-Long = Literal["split", "error", "truncate", "pcw", "gp", "rp", "pi", "pi-dynamic", "ntk", "self-extend", "late-chunking"]
+Long = Literal[
+    "split", "error", "truncate", "pcw", "gp", "rp", "pi", "pi-dynamic", "ntk", "self-extend", "late-chunking"
+]
 """What is done with documents that are longer than the encoder's window."""
 
 IndexKind = Literal["keyword", "integer", "float", "bool", "datetime", "text", "uuid"]

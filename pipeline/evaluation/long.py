@@ -48,7 +48,8 @@ class Scores:
     @property
     def accuracy(self) -> NDArray[np.float64]:
         """1 for each query whose document came first, else 0."""
-        return (self.places == 0).astype(np.float64)
+        first: NDArray[np.float64] = (self.places == 0).astype(np.float64)
+        return first
 
     @property
     def ndcg(self) -> NDArray[np.float64]:
