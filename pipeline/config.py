@@ -124,6 +124,38 @@ class EncoderConfig(Section):
     decoder: DecoderConfig = DecoderConfig()
 
 
+_HOW = frozenset({"provider", "threads", "batch_tokens", "cache"})
+
+ENCODER_DEFAULTS = {
+    name: field.default for name, field in EncoderConfig.model_fields.items() if name not in _HOW
+}
+"""What says which encoder it is, as it is where nothing is said; all other keys say how it is run here and now."""
+
+
+class AspectConfig(Section):
+    """Another vector of each point: of another size of the main encoder, or of another encoder.
+
+    What is unset is as the main encoder has it, or where another `model` is named, as that has it by itself.
+    """
+
+    model: str = ""  # "": the main encoder's
+    precision: Literal["fp32", "fp16", "int8"] | None = None
+    max_tokens: int | None = Field(default=None, ge=0)
+    document_prompt: str | None = None
+    query_prompt: str | None = None
+    dims: int | None = Field(default=None, ge=0)
+    layers: int | None = Field(default=None, ge=0)
+    long: Long | None = None
+    attention_scaling: bool | None = None
+
+    def encoder(self, main: EncoderConfig) -> EncoderConfig:
+        """The settings of this aspect's encoder, run as the main one is."""
+        said = {name: value for name, value in self if value is not None}
+        if self.model:
+            return main.model_copy(update=ENCODER_DEFAULTS | said)
+        return main.model_copy(update=said | {"model": main.model})
+
+
 class HnswConfig(Section):
     """The graph index; empty values leave the store's default."""
 
@@ -261,6 +293,7 @@ class Settings(BaseSettings):
     source: SourceConfig = SourceConfig()
     chunking: ChunkingConfig = ChunkingConfig()
     encoder: EncoderConfig = EncoderConfig()
+    aspects: dict[str, AspectConfig] = {}  # by the name of their vector
     store: StoreConfig = StoreConfig()
     run: RunConfig = RunConfig()
     watch: WatchConfig = WatchConfig()
@@ -395,8 +428,11 @@ def _keys(model: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[list[s
 
 def _section(path: list[str]) -> type[BaseModel]:
     model: type[BaseModel] = Settings
-    for name in path:
+    names = iter(path)
+    for name in names:
         annotation = model.model_fields[name].annotation
+        if annotation == dict[str, AspectConfig] and next(names, ""):
+            annotation = AspectConfig
         if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
             break
         model = annotation

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, load_encoder
+from pipeline.encoders import Encoder, EncoderSpec, describe_aspects, load_encoder
 from pipeline.errors import HeadwaterError, SourceError
 from pipeline.job import check_collection, make_chunker, make_contract
 from pipeline.sources import open_source
@@ -40,6 +40,8 @@ def examine(settings: Settings, uri: str | None) -> Iterator[Check]:
         if spec.codes:
             what = f"{spec.codes.bits} bits over {spec.codes.dims} dims, {spec.codes.bytes} bytes a chunk"
             yield Check("codes", True, f"{settings.encoder.codes}: {what}")
+        if settings.aspects:
+            yield _try("aspects", lambda: _aspects(settings, spec))
         yield Check("provider", True, encoder.provider)
         yield _try(
             "chunking", lambda: f"version {make_chunker(settings, encoder.spec, encoder.tokenizer).version}"
@@ -55,6 +57,14 @@ def _try(name: str, check: Callable[[], str]) -> Check:
         return Check(name, True, check())
     except (HeadwaterError, OSError) as error:
         return Check(name, False, str(error))
+
+
+def _aspects(settings: Settings, main: EncoderSpec) -> str:
+    found = describe_aspects(settings, main)
+    return "; ".join(
+        f"{name}: {spec.source}, {spec.dims} dims, version {spec.version[:12]}"
+        for name, spec in found.items()
+    )
 
 
 def _source(settings: Settings, uri: str) -> str:

@@ -16,7 +16,7 @@ from typing import Protocol
 from pipeline import logs, metrics
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
-from pipeline.encoders import describe, prepare_encoder
+from pipeline.encoders import describe, describe_aspects, prepare_encoder
 from pipeline.errors import CollectionHeld, CountMismatch, DeletesRefused, LeaseLost, StoreHeld
 from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
@@ -86,7 +86,8 @@ def ingest(
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
         stack.callback(executor.close)
-        describe(settings.encoder)  # what is wrong with it is said before anything is written
+        # what is wrong with the encoders is said before anything is written
+        describe_aspects(settings, describe(settings.encoder))
         store, lease = hold_collection(settings, executor, stop, stack)
         observe(Progress("preparing the encoder"))
         spec, tokenizer = prepare_encoder(settings.encoder)

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from pipeline.chunking import Chunker, TooLong
 from pipeline.codes import LAYOUT
 from pipeline.config import Settings
-from pipeline.encoders import LATE, Encoder, EncoderSpec, codes_folder
+from pipeline.encoders import (
+    CompositeEncoder,
+    Encoder,
+    EncoderSpec,
+    check_late,
+    codes_folder,
+    describe_aspects,
+    prepare_aspects,
+)
 from pipeline.errors import UsageError
 from pipeline.stores import Store, collection
 from pipeline.tokens import Tokenizer
-from pipeline.versions import CodesContract, Contract
+from pipeline.versions import AspectContract, CodesContract, Contract
 
 
 @dataclass(frozen=True)
@@ -20,6 +29,7 @@ class Job:
 
     `collection` is the physical collection behind the alias; `spec` is the encoder every lane must find; `run` names
     the run once its ledger is open; `lease` is the token of the lease under which lanes may write, "" without one.
+    `aspects` are the encoders of the points' other vectors that every lane must find, by name.
     """
 
     settings: Settings
@@ -28,11 +38,13 @@ class Job:
     chunker_version: str
     run: str = ""
     lease: str = ""
+    aspects: Mapping[str, AspectContract] = field(default_factory=dict)
 
     @property
     def widths(self) -> dict[str, int]:
         """The vectors of a point by name with their widths, in the order of the encoder's columns."""
-        return collection.vector_widths(self.settings.store, self.spec.dims, self.spec.codes)
+        dims = {name: aspect.dims for name, aspect in self.aspects.items()}
+        return collection.vector_widths(self.settings.store, self.spec.dims, self.spec.codes, dims)
 
 
 def check_target(settings: Settings) -> None:
@@ -58,25 +70,20 @@ def _too_long(settings: Settings, spec: EncoderSpec) -> TooLong:
             "One of the two: a document that is cut into chunks is never too long",
             "Leave one out; encoder.max_tokens says how long a document may be",
         )
-    if method == LATE and (not settings.chunking.max_tokens or settings.chunking.overlap_tokens):
-        raise UsageError(
-            f"encoder.long = {method!r} with chunking.max_tokens = {settings.chunking.max_tokens} and "
-            f"chunking.overlap_tokens = {settings.chunking.overlap_tokens}",
-            "Chunks shorter than the encoder's window, which do not overlap: each sees the others anyway",
-            "Set chunking.max_tokens, for example to 200, and chunking.overlap_tokens to 0",
-        )
+    check_late(spec, settings.chunking)
     if method == "truncate":
         return "truncate"
     return "split" if method == "split" or settings.chunking.max_tokens else "error"
 
 
-def window_tokens(settings: Settings, encoder: Encoder) -> int:
+def window_tokens(settings: Settings, encoder: Encoder | CompositeEncoder) -> int:
     """How many tokens are gathered before they are sorted into batches."""
     return settings.run.window_tokens or 16 * encoder.batch_tokens
 
 
 def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -> Contract:
-    """What a collection made by this run promises."""
+    """What a collection made by this run promises; raises UsageError for aspects that do not go with it."""
+    aspects = describe_aspects(settings, spec)
     return Contract(
         encoder_version=spec.version,
         model=spec.source,
@@ -90,6 +97,20 @@ def make_contract(settings: Settings, spec: EncoderSpec, chunker_version: str) -
         distance=settings.store.distance,
         profile=settings.store.profile,
         codes=_codes_contract(settings, spec),
+        settings=spec.unusual_settings,
+        aspects={name: _aspect_contract(aspect) for name, aspect in aspects.items()},
+    )
+
+
+def _aspect_contract(spec: EncoderSpec) -> AspectContract:
+    return AspectContract(
+        encoder_version=spec.version,
+        model=spec.source,
+        precision=spec.precision,
+        max_tokens=spec.max_tokens,
+        document_prompt=spec.document_prompt,
+        query_prompt=spec.query_prompt,
+        dims=spec.dims,
         settings=spec.unusual_settings,
     )
 
@@ -112,8 +133,8 @@ def _codes_contract(settings: Settings, spec: EncoderSpec) -> CodesContract | No
 def check_collection(store: Store, settings: Settings, contract: Contract) -> str | None:
     """The physical collection behind the alias if there is one and it takes our points.
 
-    Raises CollectionMismatch that names both sides where the encoder, its codes, the chunking, the payload profile, the
-    dimension, the distance or the vector's name differ.
+    Raises CollectionMismatch that names both sides where the encoder, its codes or aspects, the chunking, the payload
+    profile, the dimension, the distance or the vector's name differ.
     """
     alias = settings.store.collection
     physical = collection.resolve(store, alias)
@@ -122,11 +143,11 @@ def check_collection(store: Store, settings: Settings, contract: Contract) -> st
     found = Contract.read(collection.read_metadata(store, physical), alias)
     found.check_codes(contract.codes, alias)
     found.check_encoder(contract.encoder_version, contract.model, alias)
+    found.check_aspects(contract.aspects, alias)
     found.check_chunker(contract.chunker_version, alias)
     found.check_profile(contract.profile, alias)
-    collection.check_vectors(
-        store, physical, settings.store, contract.dims, contract.codes.spec if contract.codes else None
-    )
+    codes = contract.codes.spec if contract.codes else None
+    collection.check_vectors(store, physical, settings.store, contract.dims, codes, contract.aspect_dims)
     return physical
 
 
@@ -136,7 +157,16 @@ def open_job(store: Store, settings: Settings, spec: EncoderSpec, chunker_versio
     Safe to repeat: a crash leaves no visible half-made collection.
     """
     contract = make_contract(settings, spec, chunker_version)
-    physical = check_collection(store, settings, contract) or collection.create(
-        store, settings.store.collection, settings.store, contract.dims, contract.metadata(), spec.codes
+    physical = check_collection(store, settings, contract)
+    if contract.aspects:
+        prepare_aspects(settings, spec)
+    physical = physical or collection.create(
+        store,
+        settings.store.collection,
+        settings.store,
+        contract.dims,
+        contract.metadata(),
+        spec.codes,
+        aspects=contract.aspect_dims,
     )
-    return Job(settings, spec, physical, chunker_version)
+    return Job(settings, spec, physical, chunker_version, aspects=contract.aspects)

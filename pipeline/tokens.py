@@ -105,8 +105,12 @@ class Tokenizer:
 
     def encode(self, text: str) -> NDArray[np.int32]:
         """int32[n]: what the encoder takes for this text, prompt and special tokens included."""
-        encoding = self._tokenizer.encode_batch([self._prompt + text])[0]
-        return np.array(encoding.ids, dtype=np.int32)
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """The same of several texts, in one call of the library."""
+        encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts])
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _specials(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """The tokens before and after a text, found by letting the post-processor dress a letter."""

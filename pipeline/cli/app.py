@@ -225,6 +225,9 @@ def search(
     by: Annotated[
         Literal["chunk", "document"], typer.Option("--by", help="Chunks, or each document's best chunk.")
     ] = "chunk",
+    vector: Annotated[
+        str, typer.Option("--vector", help="The aspect to search by, by its vector's name.", metavar="NAME")
+    ] = "",
     queries: Annotated[
         Path | None, typer.Option("--queries", help="Many queries: a Parquet file with columns id and text.")
     ] = None,
@@ -241,7 +244,7 @@ def search(
         raise UsageError("an empty query", "Words to look for", 'headwater search "a question" …')
     settings = options.settings(config, set, _flags(None, None, None, encoder, store, collection, codes))
     check_target(settings)
-    with Reader.open(settings.store, settings.encoder) as reader:
+    with Reader.open(settings.store, settings.encoder, vector) as reader:
         if queries is not None:
             _search_many(reader, queries, limit, where or [], by == "document")
             return

@@ -18,13 +18,17 @@ prepare     graphs exported into the cache or a folder of their own, built once,
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
 session     Encoder: the graph, run by onnxruntime
+aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects;
+            merging: several exits of a model in one graph
 
 torch, transformers and onnx are loaded by an export only; onnxruntime when an encoder is opened.
 """
 
 from __future__ import annotations
 
+from pipeline.encoders.aspects import MAIN, check_late, describe_aspects, prepare_aspects
 from pipeline.encoders.checking import check
+from pipeline.encoders.composite import CompositeEncoder, Reading, load_encoders
 from pipeline.encoders.describe import codes_folder, describe
 from pipeline.encoders.long import LATE
 from pipeline.encoders.prepare import export, prepare
@@ -33,14 +37,21 @@ from pipeline.encoders.spec import EncoderSpec
 
 __all__ = [
     "LATE",
+    "MAIN",
+    "CompositeEncoder",
     "Encoder",
     "EncoderSpec",
+    "Reading",
     "check",
+    "check_late",
     "codes_folder",
     "describe",
+    "describe_aspects",
     "export",
     "load_encoder",
+    "load_encoders",
     "load_plain_encoder",
     "prepare",
+    "prepare_aspects",
     "prepare_encoder",
 ]

@@ -27,6 +27,11 @@ STATES = "token_states"
 LAYOUT = 1
 
 
+def exit_output(place: int) -> str:
+    """The name of the vectors of the exit at this place, in a graph that gives those of several."""
+    return f"{OUTPUT}.{place}" if place else OUTPUT
+
+
 def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of an exported encoder; {} where it cannot be read."""
     try:

@@ -73,7 +73,7 @@ def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
         return entry
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with _lock(cache / f".{spec.version}.lock"):
+        with lock(cache / f".{spec.version}.lock"):
             if not is_whole(entry):
                 _build(spec, config, entry)
     except OSError as error:
@@ -254,7 +254,7 @@ def as_run(session: Any, outputs: tuple[str, ...] = (OUTPUT,)) -> Run:  # noqa: 
 
 
 @contextmanager
-def _lock(file: Path) -> Iterator[None]:
+def lock(file: Path) -> Iterator[None]:
     """Hold a file's lock; the system frees it when the process dies."""
     from filelock import FileLock
 

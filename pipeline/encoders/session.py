@@ -17,7 +17,7 @@ from pipeline.encoders.batching import plan_batches
 from pipeline.encoders.coded import as_coded_run
 from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.describe import describe
-from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, STATES, TOKENIZER, read_manifest
+from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, STATES, TOKENIZER, exit_output, read_manifest
 from pipeline.encoders.late import Means, Pass, passes
 from pipeline.encoders.long import LATE
 from pipeline.encoders.parity import Run, pad
@@ -54,10 +54,11 @@ class Encoder:
         batch_tokens: int,
         keep_vectors: bool = True,
         wording: Wording | None = None,
+        beside: int = 0,
     ) -> None:
         self.spec = spec
         kept = spec.dims if keep_vectors or spec.codes is None else 0
-        self.width = kept + (spec.codes.width if spec.codes else 0)
+        self.width = kept + (spec.codes.width if spec.codes else 0) + beside
         self.provider = provider
         self.tokenizer, self.query_tokenizer = tokenizers
         self._run: Run | None = run
@@ -67,11 +68,17 @@ class Encoder:
 
     @classmethod
     def open(
-        cls, spec: EncoderSpec, folder: Path, config: EncoderConfig, keep_vectors: bool = True
+        cls,
+        spec: EncoderSpec,
+        folder: Path,
+        config: EncoderConfig,
+        keep_vectors: bool = True,
+        exits: Sequence[EncoderSpec] = (),
     ) -> Encoder:
         """Load the graph of a prepared folder. Raises ProviderError if CUDA was asked for and is not to be had.
 
-        keep_vectors: with codes, whether `encode` gives the vectors too.
+        keep_vectors: with codes, whether `encode` gives the vectors too. exits: the encoders whose vectors the graph
+        gives too, which lie behind the vector in a row.
         """
         wanted = _provider_for(spec, config)
         try:
@@ -90,8 +97,9 @@ class Encoder:
         pad_id, wording = int(manifest.get("pad_id", 0)), Wording.read(manifest)
         provider = provider_of(session)
         batch_tokens = config.batch_tokens or default_batch_tokens(provider, config.threads or cpu_threads())
-        run = _run_of(spec, session, keep_vectors)
-        return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors, wording)
+        run = _run_of(spec, session, keep_vectors, len(exits))
+        beside = sum(one.dims for one in exits)
+        return cls(spec, run, tokenizers, pad_id, provider, batch_tokens, keep_vectors, wording, beside)
 
     def encode(
         self, token_ids: Sequence[NDArray[np.int32]], documents: NDArray[np.integer] | None = None
@@ -264,7 +272,9 @@ class Encoder:
         return self.query_tokenizer.model_input(self.query_tokenizer.tokenize(text).ids[:room])
 
 
-def _run_of(spec: EncoderSpec, session: Any, keep_vectors: bool) -> Run:  # noqa: ANN401 - an InferenceSession
+def _run_of(spec: EncoderSpec, session: Any, keep_vectors: bool, exits: int) -> Run:  # noqa: ANN401 - an InferenceSession
+    if exits:
+        return as_run(session, tuple(map(exit_output, range(exits + 1))))
     if spec.codes:
         return as_coded_run(session, spec.codes.bits, keep_vectors)
     beside = output_beside(spec)

@@ -17,10 +17,11 @@ from dataclasses import replace
 from typing import Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import logs
-from pipeline.encoders import Encoder, load_encoder
+from pipeline.encoders import MAIN, CompositeEncoder, Encoder, load_encoders
 from pipeline.errors import BrokenInvariant, CollectionMismatch, InputsTooLarge, SourceError
 from pipeline.job import Job, make_chunker, window_tokens
 from pipeline.lane.pipe import Pipe, PipeClosed
@@ -43,7 +44,7 @@ class Lane:
     Two splits at a time keep the encoder busy while one begins and the other ends.
     """
 
-    def __init__(self, job: Job, encoder: Encoder, store: Store) -> None:
+    def __init__(self, job: Job, encoder: Encoder | CompositeEncoder, store: Store) -> None:
         self._job = job
         self._encoder = encoder
         settings = job.settings
@@ -56,6 +57,7 @@ class Lane:
             Tombstones(store, job.collection) if job.settings.source.sequence else None,
             Suppressions(store, job.settings.store.collection),
         )
+        self._readings = encoder.readings if isinstance(encoder, CompositeEncoder) else {}
         self._window_tokens = window_tokens(job.settings, encoder)
         self._stop = threading.Event()
         self._running: dict[str, Tally] = {}
@@ -63,15 +65,18 @@ class Lane:
 
     @classmethod
     def open(cls, job: Job, store: Store) -> Self:
-        """Load the job's encoder on this machine; raise CollectionMismatch if it is another one here."""
-        encoder = load_encoder(job.settings.encoder, job.settings.store.keep_vectors)
-        if encoder.spec.version != job.spec.version:
-            raise CollectionMismatch(
-                f"encoder {job.spec.source!r} has version {encoder.spec.version} on this machine "
-                f"and {job.spec.version} on the driver's",
-                "Every machine must hold the same model files",
-                "Install the same model on all machines, or name a hub id with a revision",
-            )
+        """Load the job's encoder on this machine, and its aspects; raise CollectionMismatch if one is another here."""
+        encoder = load_encoders(job.settings)
+        wanted = {MAIN: job.spec.version} | {name: one.encoder_version for name, one in job.aspects.items()}
+        found = encoder.specs if isinstance(encoder, CompositeEncoder) else {MAIN: encoder.spec}
+        for name, spec in found.items():
+            if spec.version != wanted[name]:
+                raise CollectionMismatch(
+                    f"encoder {spec.source!r} has version {spec.version} on this machine and {wanted[name]} on the "
+                    "driver's",
+                    "Every machine must hold the same model files",
+                    "Install the same model on all machines, or name a hub id with a revision",
+                )
         return cls(job, encoder, store)
 
     def stop(self) -> None:
@@ -131,9 +136,14 @@ class Lane:
         source = self._job.settings.source
         try:
             since = time.perf_counter()
-            late = self._encoder.late
             for window in split_windows(
-                split, source, self._chunker, self._window_tokens, self._sieve.sift, late
+                split,
+                source,
+                self._chunker,
+                self._window_tokens,
+                self._sieve.sift,
+                self._encoder.late,
+                self._readings,
             ):
                 tally.spend("read", since)
                 tally.rows += window.rows
@@ -163,20 +173,29 @@ class Lane:
             embedded.put((window, vectors), window.nbytes + vectors.nbytes)
 
     def _vectors(self, window: Window) -> Embedded:
-        """A window with the vectors of its chunks; those too large for memory are named in it, and have none.
+        """A window with the vectors of its chunks; those too large for memory are named in it, and lack some.
 
         Raises InputsTooLarge where nothing has ever fitted: then it is no document's fault.
         """
         try:
-            vectors = self._encoder.encode(token_arrays(window.chunks), document_numbers(window.chunks))
+            vectors = self._encode_chunks(window.chunks)
         except InputsTooLarge as error:
             self._fits = self._fits or len(error.rows) < window.chunks.num_rows
             if not self._fits:
                 raise
             ids = window.chunks.column("point_id")
-            return replace(window, too_large=frozenset(ids[row].as_py() for row in error.rows)), error.vectors
+            too_large = {ids[row].as_py(): "out_of_memory" for row in error.rows}
+            return replace(window, without={**window.without, **too_large}), error.vectors
         self._fits = self._fits or bool(len(vectors))
         return window, vectors
+
+    def _encode_chunks(self, chunks: pa.RecordBatch) -> NDArray[np.float32]:
+        token_ids, documents = token_arrays(chunks), document_numbers(chunks)
+        if not isinstance(self._encoder, CompositeEncoder):
+            return self._encoder.encode(token_ids, documents)
+        # without chunks, a window has CHUNKS' columns alone
+        others = {name: token_arrays(chunks, name) if len(token_ids) else [] for name in self._readings}
+        return self._encoder.encode(token_ids, documents, others)
 
     def _write(self, split: Split, embedded: Pipe[Embedded], tally: Tally) -> None:
         """Write embedded windows and count what the store acknowledged."""

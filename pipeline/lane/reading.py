@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.chunking import Chunker
 from pipeline.config import SourceConfig
-from pipeline.lane.windows import NO_CHUNKS, Window, gather
+from pipeline.encoders import Reading
+from pipeline.lane.windows import NO_CHUNKS, Window, also_read, gather
 from pipeline.schemas import DocumentBatch, Split
 from pipeline.sources import read_split
 
@@ -35,12 +36,16 @@ def split_windows(
     window_tokens: int,
     sift: Sift = embed_all,
     whole: bool = False,
+    readings: Mapping[str, Reading] | None = None,
 ) -> Iterator[Window]:
     """Read a split, chunk what is to be embedded, and gather the chunks into windows of about that many tokens.
 
-    `whole`: all chunks of a document are in one window.
+    `whole`: all chunks of a document are in one window. `readings`: by what else their texts are read.
     """
-    return gather(_pieces(split, source, chunker, sift), window_tokens, whole)
+    pieces = _pieces(split, source, chunker, sift)
+    if readings:
+        pieces = (also_read(piece, readings) for piece in pieces)
+    return gather(pieces, window_tokens, whole)
 
 
 def _pieces(split: Split, source: SourceConfig, chunker: Chunker, sift: Sift) -> Iterator[Window]:

@@ -11,10 +11,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline.encoders import Reading
 from pipeline.errors import BrokenInvariant
 from pipeline.schemas import CHUNKS, Rejected
 from pipeline.stores import Head, Key
 
+TOKENS = "token_ids"  # how the names of columns of tokens begin
 NO_CHUNKS = pa.RecordBatch.from_pylist([], schema=CHUNKS)
 
 WINDOW_ROWS = 8192  # a stream of deletes or of bad rows has no tokens, and is not to be held whole either
@@ -40,8 +42,10 @@ class Window:
     source that were read for this window and not for an earlier one: the other side of the trailer.
 
     `tombstones` are to be set, by the sequences of these deletions; those of the documents in `revived` have no use any
-    more once a version from here is written. `leftovers` are stored though a newer row has deleted them. `too_large`
-    are the points of chunks that have no vector, for want of memory; `truncated` counts documents that lost their end.
+    more once a version from here is written. `leftovers` are stored though a newer row has deleted them. `without` are
+    the points of chunks that lack a vector, and why; `truncated` counts documents that lost their end.
+
+    Beside CHUNKS' columns there may be tokens of the same texts by other readings: see `also_read`.
     """
 
     chunks: pa.RecordBatch
@@ -55,7 +59,7 @@ class Window:
     stale: int = 0
     stored: Mapping[Key, Head] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
-    too_large: frozenset[str] = frozenset()
+    without: Mapping[str, str] = field(default_factory=dict)
     truncated: int = 0
 
     @property
@@ -87,14 +91,32 @@ def gather(pieces: Iterable[Window], window_tokens: int, whole: bool = False) ->
         yield _join(waiting)
 
 
+def also_read(window: Window, readings: Mapping[str, Reading]) -> Window:
+    """A window whose chunks have columns with their tokens by other readings, too.
+
+    A text of more tokens than a reading takes has none by it: nothing is truncated, and its document is rejected.
+    """
+    chunks, texts = window.chunks, [str(text) for text in window.chunks.column("text").to_pylist()]
+    without: dict[str, str] = {}
+    for name, (tokenizer, most) in readings.items():
+        token_ids = tokenizer.encode_batch(texts)
+        for row, ids in enumerate(token_ids):
+            if len(ids) > most:
+                without[chunks.column("point_id")[row].as_py()] = "too_long"
+                token_ids[row] = ids[:0]
+        column = pa.array(token_ids, type=pa.list_(pa.int32()))
+        chunks = chunks.append_column(f"{TOKENS}{name}", column)
+    return replace(window, chunks=chunks, without=without)
+
+
 def document_numbers(chunks: pa.RecordBatch) -> NDArray[np.int64]:
     """Which document of the batch each chunk is of, int64[n]; chunks of one are next to each other."""
     return np.cumsum(chunks.column("chunk_index").to_numpy() == 0)
 
 
-def token_arrays(chunks: pa.RecordBatch) -> list[NDArray[np.int32]]:
-    """The chunks' `token_ids` as int32 arrays, without copying."""
-    column = _token_ids(chunks)
+def token_arrays(chunks: pa.RecordBatch, reading: str = "") -> list[NDArray[np.int32]]:
+    """The chunks' `token_ids`, by the main encoder or another reading, as int32 arrays, without copying."""
+    column = _token_ids(chunks, reading)
     values: NDArray[np.int32] = column.values.to_numpy(zero_copy_only=True)
     offsets = column.offsets.to_numpy()
     return [values[start:stop] for start, stop in pairwise(offsets.tolist())]
@@ -106,8 +128,8 @@ def token_counts(chunks: pa.RecordBatch) -> NDArray[np.int64]:
     return np.diff(offsets).astype(np.int64)
 
 
-def _token_ids(chunks: pa.RecordBatch) -> Any:  # noqa: ANN401 - a pa.ListArray; the stubs lack what it can do
-    return chunks.column("token_ids")
+def _token_ids(chunks: pa.RecordBatch, reading: str = "") -> Any:  # noqa: ANN401 - a pa.ListArray; the stubs lack what it can do
+    return chunks.column(f"{TOKENS}{reading}")
 
 
 def _whole(pieces: Iterable[Window]) -> Iterator[Window]:
@@ -129,8 +151,8 @@ def _whole(pieces: Iterable[Window]) -> Iterator[Window]:
 
 
 def _concat(batches: Iterable[pa.RecordBatch]) -> pa.RecordBatch:
-    table = pa.Table.from_batches(batches).combine_chunks()
-    return table.to_batches()[0] if table.num_rows else NO_CHUNKS
+    some = [batch for batch in batches if batch.num_rows]  # those without rows have CHUNKS' columns alone
+    return pa.Table.from_batches(some).combine_chunks().to_batches()[0] if some else NO_CHUNKS
 
 
 def _cut(piece: Window, window_tokens: int) -> Iterator[Window]:
@@ -159,5 +181,6 @@ def _join(parts: list[Window]) -> Window:
         stale=sum(part.stale for part in parts),
         stored={key: head for part in parts for key, head in part.stored.items()},
         rejected=tuple(rejected for part in parts for rejected in part.rejected),
+        without={id: why for part in parts for id, why in part.without.items()},
         truncated=sum(part.truncated for part in parts),
     )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pipeline.config import StoreConfig
 from pipeline.errors import PointTooLarge
 from pipeline.lane.sieve import newer_version_of
-from pipeline.lane.windows import Patch, Window, token_counts
+from pipeline.lane.windows import TOKENS, Patch, Window, token_counts
 from pipeline.schemas import Counts, Rejected, Split, digest
 from pipeline.stores import (
     MARKS,
@@ -36,6 +36,8 @@ _NO_VECTOR = {
     "A point needs a finite vector with a direction. Check the model with headwater doctor.",
     "out_of_memory": "alone it is more than the encoder has memory for. A chunk has to fit, in a batch of its own. "
     "Lower chunking.max_tokens, or use a machine with more memory.",
+    "too_long": "an aspect's tokenizer makes more tokens of it than that encoder takes, and nothing is truncated. "
+    "Lower chunking.max_tokens.",
 }
 _TOO_LARGE = "Make the document's metadata smaller, or cut words of megabytes in its text."
 
@@ -68,7 +70,7 @@ class SplitWriter:
         self._begun = Begun()
         self._stored: dict[Key, Head] = {}  # of documents that are still to be written
         self._revived: set[Key] = set()  # those of them, and of new ones, that have a tombstone
-        self._no_memory: set[str] = set()  # points of chunks the encoder had no memory for
+        self._without: dict[str, str] = {}  # points of chunks that lack a vector, and why
 
     def write(self, window: Window, vectors: NDArray[np.float32]) -> tuple[Counts, list[Rejected]]:
         """Write a window whose chunks have these rows of vectors (float32[n, width]) and say what became of it.
@@ -79,11 +81,10 @@ class SplitWriter:
         """
         self._stored.update(window.stored)
         self._revived.update(window.revived)
-        self._no_memory |= window.too_large
+        self._without.update(window.without)
         rejected = list(window.rejected)
-        rows, vectors_of_rows = self._begun.add(
-            window.chunks.drop_columns(["token_ids"]).to_pylist(), vectors
-        )
+        tokens = [name for name in window.chunks.schema.names if name.startswith(TOKENS)]
+        rows, vectors_of_rows = self._begun.add(window.chunks.drop_columns(tokens).to_pylist(), vectors)
         written, chunks = self._write(rows, vectors_of_rows, rejected)
         self._tombstones.set(window.tombstones)
         removed = written.removed + self._writer.delete((*window.deleted, *window.leftovers), self._stored)
@@ -161,13 +162,15 @@ class SplitWriter:
 
     def _unusable(self, rows: Rows, vectors: NDArray[np.float32], rejected: list[Rejected]) -> set[Key]:
         """The documents with a vector that is not finite, or zero; each is added to `rejected` once."""
-        unusable = np.asarray(~np.isfinite(vectors).all(axis=1) | ~vectors.any(axis=1))
+        unusable = np.zeros(len(vectors), np.bool_)
+        for column in np.split(vectors, self._cuts, axis=1):
+            unusable |= ~np.isfinite(column).all(axis=1) | ~column.any(axis=1)
         lost: set[Key] = set()
         for number in np.flatnonzero(unusable).tolist():
             row = rows[number]
             if _key(row) not in lost:
                 lost.add(_key(row))
-                reason = "out_of_memory" if row["point_id"] in self._no_memory else "unusable_vector"
+                reason = self._without.get(row["point_id"], "unusable_vector")
                 message = f"chunk {row['chunk_index']}: {_NO_VECTOR[reason]}"
                 rejected.append(self._reject(row, "encoder", reason, message))
         return lost

@@ -29,10 +29,13 @@ log = logs.logger(__name__)
 class Following:
     """The searcher of the collection that an alias stands for. Safe to use from several threads."""
 
-    def __init__(self, store: Store, config: StoreConfig, how: EncoderConfig, first: Searcher) -> None:
+    def __init__(
+        self, store: Store, config: StoreConfig, how: EncoderConfig, first: Searcher, vector: str = ""
+    ) -> None:
         self._store = store
         self._config = config
         self._how = how
+        self._vector = vector
         self._first = first.contract
         self._current = first
         self._users = {first: 0}
@@ -104,10 +107,13 @@ class Following:
 
     def _open(self, physical: str) -> Searcher:
         """Open a collection; where the settings say that an encoder lies is meant for the first contract's alone."""
-        contract = Contract.read(collection.read_metadata(self._store, physical), self._config.collection)
+        name = self._config.collection
+        contract = Contract.read(collection.read_metadata(self._store, physical), name).of_vector(
+            self._vector, name
+        )
         same = (contract.model, contract.codes) == (self._first.model, self._first.codes)
         how = self._how if same else self._how.model_copy(update={"model": DEFAULT_ENCODER, "codes": ""})
-        return Searcher.open(self._store, physical, self._config, how)
+        return Searcher.open(self._store, physical, self._config, how, self._vector)
 
     def _move(self, fresh: Searcher) -> None:
         with self._lock:

@@ -30,21 +30,24 @@ class Reader:
         self._following = following
 
     @classmethod
-    def open(cls, store_config: StoreConfig, encoder_config: EncoderConfig | None = None) -> Self:
-        """Open the store, read the contract behind the alias and load its encoder.
+    def open(
+        cls, store_config: StoreConfig, encoder_config: EncoderConfig | None = None, vector: str = ""
+    ) -> Self:
+        """Open the store, read the contract behind the alias and load its encoder, or that of its aspect `vector`.
 
         What the encoder is comes from the contract. `encoder_config` says how it is run (provider, threads, cache)
         and, where it names a model or codes, where those of this contract lie now; their version must be the contract's
-        all the same. Raises CollectionMismatch where the collection is missing or the encoder is another one.
+        all the same. Raises CollectionMismatch where the collection is missing or the encoder is another one, and where
+        points have no such vector.
         """
         how = encoder_config or EncoderConfig()
         store, physical = open_collection(store_config, Purpose.SEARCH)
         try:
-            searcher = Searcher.open(store, physical, store_config, how)
+            searcher = Searcher.open(store, physical, store_config, how, vector)
         except BaseException:
             store.close()
             raise
-        following = Following(store, store_config, how, searcher)
+        following = Following(store, store_config, how, searcher, vector)
         following.start()
         return cls(store, following)
 

@@ -20,7 +20,6 @@ from pipeline.stores import (
     CodedQueries,
     Filter,
     Hit,
-    Profile,
     Store,
     collection,
     nearest,
@@ -83,20 +82,26 @@ class Searcher:
         self._profile = profile_named(contract.profile)
 
     @classmethod
-    def open(cls, store: Store, physical: str, store_config: StoreConfig, how: EncoderConfig) -> Self:
-        """Read the collection's contract and load its encoder.
+    def open(
+        cls, store: Store, physical: str, store_config: StoreConfig, how: EncoderConfig, vector: str = ""
+    ) -> Self:
+        """Read the collection's contract and load the encoder of the vectors called `vector`; "": the main one.
 
         What the encoder is comes from the contract. `how` says how it is run (provider, threads, cache) and, where it
         names a model or codes, where they lie now; their version must be the contract's all the same.
-        Raises CollectionMismatch where the encoder is another one.
+        Raises CollectionMismatch where the encoder is another one, and for a vector that points do not have.
         """
         alias = store_config.collection
-        contract = Contract.read(collection.read_metadata(store, physical), alias)
+        whole = Contract.read(collection.read_metadata(store, physical), alias)
+        contract = whole.of_vector(vector, alias)
         encoder = _load(contract, how, alias)
         try:
             coded = _load_coded(contract, how, store_config, encoder.spec.version)
             spec = encoder.spec.coded(coded.binarizer) if coded else encoder.spec
-            contract.check_encoder(spec.version, spec.source, alias)
+            if contract is whole:
+                contract.check_encoder(spec.version, spec.source, alias)
+            else:
+                whole.aspects[vector].check_encoder(spec.version, spec.source, vector, alias)
             config = _vectors_of(contract, store_config)
             collection.check_vectors(store, physical, config, contract.dims, spec.codes)
         except BaseException:
@@ -133,7 +138,7 @@ class Searcher:
         if by_document:
             return self._best_of_documents(vectors, limit, condition, exact)
         found = self._nearest(vectors, limit, condition, exact)
-        return [[_result(hit, hit.payload, self._profile) for hit in hits] for hits in found]
+        return [[self._result(hit, hit.payload) for hit in hits] for hits in found]
 
     def close(self) -> None:
         """Free the encoder; the store is its owner's."""
@@ -173,10 +178,7 @@ class Searcher:
                     unsatisfied.append(query)
             asking, depth = unsatisfied, 2 * depth
         payloads = self._payloads({hit.id for hits in best for hit in hits})
-        return [
-            [_result(hit, payloads[hit.id], self._profile) for hit in hits if hit.id in payloads]
-            for hits in best
-        ]
+        return [[self._result(hit, payloads[hit.id]) for hit in hits if hit.id in payloads] for hits in best]
 
     def _payloads(self, ids: Iterable[str]) -> dict[str, dict[str, Any]]:
         """The payloads of these points; a point deleted meanwhile is left out."""
@@ -184,6 +186,21 @@ class Searcher:
         pages = (wanted[start : start + _PAGE] for start in range(0, len(wanted), _PAGE))
         found = (record for page in pages for record in self._store.retrieve(self.physical, page))
         return {str(record.id): record.payload or {} for record in found}
+
+    def _result(self, hit: Hit, payload: dict[str, Any]) -> Result:
+        ours, contract = payload["headwater"], self.contract
+        text, metadata = self._profile.read(payload)
+        made_by = ours["encoder_version"]  # of the main vector
+        return Result(
+            document_id=ours["document_id"],
+            chunk_index=ours["chunk_index"],
+            score=hit.score,
+            text=text,
+            start=ours["start"],
+            end=ours["end"],
+            metadata=metadata,
+            encoder_version=made_by if made_by in contract.encoder_versions else contract.encoder_version,
+        )
 
 
 def _vectors_of(contract: Contract, config: StoreConfig) -> StoreConfig:
@@ -227,21 +244,6 @@ def _best(hits: Iterable[Hit]) -> list[Hit]:
         ours = hit.payload["headwater"]
         best.setdefault((ours["namespace"], ours["document_id"]), hit)
     return list(best.values())
-
-
-def _result(hit: Hit, payload: dict[str, Any], profile: Profile) -> Result:
-    ours = payload["headwater"]
-    text, metadata = profile.read(payload)
-    return Result(
-        document_id=ours["document_id"],
-        chunk_index=ours["chunk_index"],
-        score=hit.score,
-        text=text,
-        start=ours["start"],
-        end=ours["end"],
-        metadata=metadata,
-        encoder_version=ours["encoder_version"],
-    )
 
 
 def _load(contract: Contract, how: EncoderConfig, alias: str) -> Encoder:

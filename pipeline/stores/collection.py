@@ -64,13 +64,15 @@ def name_of(alias: str) -> str:
     return alias.removesuffix(NEXT).removesuffix(PREVIOUS)
 
 
-def vector_widths(config: StoreConfig, dims: int, codes: CodesSpec | None) -> dict[str, int]:
+def vector_widths(
+    config: StoreConfig, dims: int, codes: CodesSpec | None, aspects: Mapping[str, int] | None = None
+) -> dict[str, int]:
     """The vectors of a point by name with their widths, in the order of an encoder's columns.
 
-    Raises UsageError for settings that codes leave no place for.
+    `aspects`: the widths of the further ones. Raises UsageError for settings that codes leave no place for.
     """
     if codes is None:
-        return {config.vector_name: dims}
+        return {config.vector_name: dims, **(aspects or {})}
     if config.vector_name == CODES or config.quantization.kind != "none":
         raise UsageError(
             f"store.vector_name = {config.vector_name!r} and store.quantization.kind = {config.quantization.kind!r} "
@@ -97,13 +99,15 @@ def create(
     metadata: dict[str, Any],
     codes: CodesSpec | None = None,
     like: str | None = None,
+    aspects: Mapping[str, int] | None = None,
 ) -> str:
     """Make an empty collection with its payload indexes, and last the alias; returns its physical name.
 
-    `like`: another version, whose payload indexes it gets, too, and one by encoder version.
+    `like`: another version, whose payload indexes it gets, too, and one by encoder version. `aspects`: the widths of
+    its further vectors.
     A crash in between leaves an empty collection that no alias names and nobody reads.
     """
-    vectors = _vectors(config, dims, codes)
+    vectors = _vectors(config, dims, codes, aspects)
     physical = f"{name_of(alias)}__{uuid.uuid4().hex[:12]}"
     store.create_collection(
         physical,
@@ -163,13 +167,18 @@ def read_metadata(store: Store, physical: str) -> dict[str, Any]:
 
 
 def check_vectors(
-    store: Store, physical: str, config: StoreConfig, dims: int, codes: CodesSpec | None = None
+    store: Store,
+    physical: str,
+    config: StoreConfig,
+    dims: int,
+    codes: CodesSpec | None = None,
+    aspects: Mapping[str, int] | None = None,
 ) -> None:
     """Raise CollectionMismatch unless the collection has our vectors, by name, size and distance."""
     held = store.get_collection(physical).config.params.vectors
     if held is None or isinstance(held, models.VectorParams):
         held = {"": held} if held else {}
-    for name, wanted in _vectors(config, dims, codes).items():
+    for name, wanted in _vectors(config, dims, codes, aspects).items():
         found = held.get(name)
         if found is None:
             names = ", ".join(_quoted(name) for name in sorted(held)) or "no vector"
@@ -186,13 +195,15 @@ def check_vectors(
             )
 
 
-def _vectors(config: StoreConfig, dims: int, codes: CodesSpec | None) -> dict[str, models.VectorParams]:
+def _vectors(
+    config: StoreConfig, dims: int, codes: CodesSpec | None, aspects: Mapping[str, int] | None
+) -> dict[str, models.VectorParams]:
     """The settings of a point's vectors by name.
 
     Of codes a bit a coordinate is in memory, in which queries are floats of 8 bits; the planes themselves, which the
     best are ranked by again, are on disk, and what they were made from is there without a graph.
     """
-    widths = vector_widths(config, dims, codes)
+    widths = vector_widths(config, dims, codes, aspects)
     distance = _DISTANCES[config.distance]
     if codes is None:
         return {

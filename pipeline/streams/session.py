@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 
 from pipeline import logs, metrics
 from pipeline.config import Settings
-from pipeline.encoders import describe, prepare_encoder
+from pipeline.encoders import describe, describe_aspects, prepare_encoder
 from pipeline.errors import LeaseLost, UsageError
 from pipeline.ingest import RUN_KEY, Executor, hold_collection, state_folder
 from pipeline.job import Job, check_target, make_chunker, open_job
@@ -143,7 +143,8 @@ def session(source: str, settings: Settings, executor: Executor, stop: threading
         )
     with ExitStack() as stack:
         stack.callback(executor.close)
-        describe(settings.encoder)  # what is wrong with it is said before anything is written
+        # what is wrong with the encoders is said before anything is written
+        describe_aspects(settings, describe(settings.encoder))
         store, lease = hold_collection(settings, executor, stop, stack)
         spec, tokenizer = prepare_encoder(settings.encoder)
         job = open_job(store, settings, spec, make_chunker(settings, spec, tokenizer).version)

@@ -7,19 +7,17 @@ versions may lie in it where a bridge has brought them into its space; the contr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal
 
 from pipeline.codes import LAYOUT, CodesSpec
-from pipeline.config import DEFAULT_ENCODER, DecoderConfig, EncoderConfig
+from pipeline.config import DEFAULT_ENCODER, ENCODER_DEFAULTS, DecoderConfig, EncoderConfig
 from pipeline.errors import CollectionMismatch
+from pipeline.versions.aspects import AspectContract, check_aspects
 
 KEY = "headwater"
 
-_OPTIONAL = frozenset({"codes", "compatible", "also_cut_by", "settings"})
-# Say how an encoder is run here and now; all other settings say which one it is.
-_HOW = frozenset({"provider", "threads", "batch_tokens", "cache"})
-_DEFAULTS = {name: field.default for name, field in EncoderConfig.model_fields.items() if name not in _HOW}
+_OPTIONAL = frozenset({"codes", "compatible", "also_cut_by", "settings", "aspects"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Contract:
     `compatible`: the other versions whose points may be here, each with the fingerprint of the bridge that mapped its
     vectors into this space. `also_cut_by`: the other chunkers whose chunks may be here, taken over as they stood when
     the encoder, and with it the tokenizer that chunks are counted by, was changed. `settings`: what else of [encoder] a
-    reader needs; all that is not said is as its default.
+    reader needs; all that is not said is as its default. `aspects`: the points' other vectors by name.
     """
 
     encoder_version: str
@@ -75,6 +73,7 @@ class Contract:
     compatible: Mapping[str, str] = field(default_factory=dict)
     also_cut_by: tuple[str, ...] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
+    aspects: Mapping[str, AspectContract] = field(default_factory=dict)
 
     @property
     def encoder_versions(self) -> frozenset[str]:
@@ -86,10 +85,32 @@ class Contract:
         """The chunkers whose chunks may be here."""
         return frozenset({self.chunker_version, *self.also_cut_by})
 
+    @property
+    def aspect_dims(self) -> dict[str, int]:
+        """The widths of the points' other vectors, by name."""
+        return {name: aspect.dims for name, aspect in self.aspects.items()}
+
+    def of_vector(self, name: str, collection: str) -> Contract:
+        """The contract as far as the vector called `name` is concerned; "": the main encoder's.
+
+        Raises CollectionMismatch where points have no vector of that name.
+        """
+        if name in ("", self.vector_name):
+            return self
+        if name not in self.aspects:
+            known = ", ".join(filter(None, [self.vector_name, *sorted(self.aspects)]))
+            raise CollectionMismatch(
+                f"no vector {name!r} in collection {collection!r}",
+                f"One of {known}" if known else "No name: its points have one vector, without a name",
+                "Choose another, or leave it out",
+            )
+        aspect = self.aspects[name]
+        return replace(self, **vars(aspect), vector_name=name, codes=None, compatible={}, aspects={})
+
     def encoder_config(self, how: EncoderConfig) -> EncoderConfig:
         """The settings of this encoder without codes, run as `how` says, and where that names a model, from there."""
         return how.model_copy(
-            update=_DEFAULTS
+            update=ENCODER_DEFAULTS
             | dict(self.settings)
             | {
                 "model": self.model if how.model == DEFAULT_ENCODER else how.model,
@@ -107,6 +128,7 @@ class Contract:
         said = {**vars(self), "codes": asdict(self.codes) if self.codes else None}
         said |= {"compatible": dict(self.compatible), "also_cut_by": list(self.also_cut_by)}
         said |= {"settings": dict(self.settings)}
+        said |= {"aspects": {name: aspect.metadata() for name, aspect in self.aspects.items()}}
         return {KEY: {name: value for name, value in said.items() if value or name not in _OPTIONAL}}
 
     @classmethod
@@ -124,12 +146,16 @@ class Contract:
         said["compatible"] = dict(found.get("compatible", {}))
         said["also_cut_by"] = tuple(found.get("also_cut_by", ()))
         said["settings"] = dict(found.get("settings", {}))
-        if unknown := sorted(set(said["settings"]) - set(_DEFAULTS)):
+        if unknown := sorted(set(said["settings"]) - set(ENCODER_DEFAULTS)):
             raise CollectionMismatch(
                 f"the encoder of collection {collection!r} has settings that this version does not know: {unknown}",
-                f"Some of {', '.join(sorted(_DEFAULTS))}",
+                f"Some of {', '.join(sorted(ENCODER_DEFAULTS))}",
                 "Use the version of headwater that made the collection",
             )
+        said["aspects"] = {
+            name: AspectContract.read(aspect, name, collection)
+            for name, aspect in found.get("aspects", {}).items()
+        }
         codes = found.get("codes")
         if codes is None:
             return cls(**said)
@@ -152,6 +178,10 @@ class Contract:
             "One collection holds vectors in one form",
             "Set encoder.codes and store.keep_vectors as they were, or ingest into another --collection",
         )
+
+    def check_aspects(self, aspects: Mapping[str, AspectContract], collection: str) -> None:
+        """Raise CollectionMismatch unless points would get the same further vectors, by the same encoders."""
+        check_aspects(aspects, self.aspects, collection)
 
     def check_encoder(self, version: str, model: str, collection: str) -> None:
         """Raise CollectionMismatch unless the encoder at hand is the one that made the vectors."""
