@@ -318,15 +318,20 @@ def test_ways_with_long_texts_that_a_decoder_has_not_are_refused(decoder_folder,
         describe(EncoderConfig(model=str(decoder_folder), **long, decoder=DecoderConfig(**decoder)))
 
 
-def test_a_checkpoint_that_lacks_tensors_is_refused(decoder_folder, tmp_path):
+def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):
     folder = tmp_path / "partial"
     encoder_models.tiny_decoder(folder)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.2.mlp.up_proj.weight"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
 
-    with pytest.raises(EncoderError, match=r"lacks 1 of the model's tensors, layers.2.mlp.up_proj.weight"):
-        load_decoder(read_model(folder))
+    for decoder in (DecoderConfig(), DecoderConfig(prompt="prompteol")):
+        config = EncoderConfig(model=str(folder), cache=str(tmp_path / "cache"), decoder=decoder)
+        with pytest.raises(
+            EncoderError, match=r"lacks 1 of the model's tensors, layers.2.mlp.up_proj.weight"
+        ):
+            load_encoder(config)
+    assert not [file for file in (tmp_path / "cache").rglob("*.onnx") if file.is_file()]
 
 
 # --- GGUF

@@ -178,6 +178,10 @@ def _change_angles(transformer: Any, spec: EncoderSpec) -> None:  # noqa: ANN401
 
 def _load_plain(folder: ModelFolder) -> Any:  # noqa: ANN401 - a SentenceTransformer; its types are not followed
     """fp32, on the CPU, in evaluation mode, no code of its own."""
+    if str((folder.config.get("architectures") or [""])[0]).endswith("ForCausalLM"):
+        from pipeline.encoders.decoders.loading import load_decoder
+
+        load_decoder(folder)  # it refuses to draw missing tensors at random, as sentence-transformers would
     with quiet():
         import torch
         from sentence_transformers import SentenceTransformer
