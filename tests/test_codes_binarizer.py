@@ -212,6 +212,7 @@ def test_a_folder_gives_back_the_same_codes(tmp_path, bits):
     rows = vectors(64)
     binarizer = deep_binarizer(bits)
     save_codes(binarizer, tmp_path / "codes")
+    assert {file.stat().st_mode & 0o777 for file in (tmp_path / "codes").iterdir()} == {0o644}
     again = load_codes(tmp_path / "codes", "v1")
     assert again.fingerprint == binarizer.fingerprint
     assert again.spec == binarizer.spec

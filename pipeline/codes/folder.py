@@ -35,6 +35,7 @@ def save_codes(binarizer: Binarizer, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: np.ascontiguousarray(array) for name, array in binarizer.tensors().items()}
     save_file(tensors, folder / WEIGHTS)
+    os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes for its owner alone; whoever searches reads it
     said = {"format": _FORMAT, "fingerprint": binarizer.fingerprint, "spec": asdict(binarizer.spec)}
     handle, name = tempfile.mkstemp(dir=folder, prefix=f".{SPEC}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
