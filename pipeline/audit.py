@@ -58,10 +58,10 @@ _AT_ONCE = 1000
 class Audit:
     """How source and store differ.
 
-    Documents: `missing` are not stored; `stale` are stored, but not as the source has them, not by the collection's
-    encoder, or not whole; `kept_after_rejection` are stored in the version before the one that the source step rejects,
-    which is as it should be. Points: `surplus` are of documents that the source does not have, `orphaned` of no
-    document that is stored, or beyond its end. `foreign` points are not ours, and left alone.
+    Documents: `missing` are not stored; `stale` are stored, but not as the source has them, not by an encoder that the
+    collection's contract names, or not whole; `kept_after_rejection` are stored in the version before the one that the
+    source step rejects, which is as it should be. Points: `surplus` are of documents that the source does not have,
+    `orphaned` of no document that is stored, or beyond its end. `foreign` points are not ours, and left alone.
     """
 
     missing: int = 0
@@ -203,7 +203,7 @@ def _examine(
     physical = collection.resolve(store, name)
     if physical is None:
         raise _nothing(settings)
-    version = Contract.read(collection.read_metadata(store, physical), name).encoder_version
+    allowed = Contract.read(collection.read_metadata(store, physical), name).encoder_versions
     present, documents = Buckets(scratch / "present", KEYS), Buckets(scratch / "documents", DOCUMENT)
     forgotten = Suppressions(store, name)
     for ids in present_ids(source, settings.source, forgotten):
@@ -214,20 +214,22 @@ def _examine(
     heads, points = Buckets(scratch / "heads", HEAD), Buckets(scratch / "points", POINT)
     foreign = 0
     for page in scan_points(store, physical, scope(settings.source)):
-        foreign += _deal(page, version, heads, points)
+        foreign += _deal(page, allowed, heads, points)
         observe(Progress("reading the store", len(points)))
     yield Finding(Audit(foreign=foreign), [], [])
     for number in range(COUNT):
         yield compare(*(side.read(number) for side in (present, documents, heads, points)))
 
 
-def _deal(page: list[tuple[str, dict[str, Any]]], version: str, heads: Buckets, points: Buckets) -> int:
+def _deal(
+    page: list[tuple[str, dict[str, Any]]], allowed: frozenset[str], heads: Buckets, points: Buckets
+) -> int:
     """Add a page of points, and the heads among them, to their buckets; returns how many points are not ours."""
     ours = [(id, payload[OURS]) for id, payload in page if OURS in payload]
     placed = [_point(id, fields) for id, fields in ours]
     points.add(np.array(placed, POINT))
     found = [
-        _head(id, fields, version)
+        _head(id, fields, allowed)
         for (id, fields), (*_, index) in zip(ours, placed, strict=True)
         if not index
     ]
@@ -313,9 +315,11 @@ def _document(row: dict[str, Any]) -> tuple[bytes, bytes, bytes, int]:
     return key, _hash(digest(row["text"])), _hash(digest(row["metadata"])), row["sequence"]
 
 
-def _head(id: str, ours: dict[str, Any], version: str) -> tuple[bytes, bytes, bytes, int, int, bool]:
+def _head(
+    id: str, ours: dict[str, Any], allowed: frozenset[str]
+) -> tuple[bytes, bytes, bytes, int, int, bool]:
     head = Head.read({OURS: ours})
-    good = head.encoder_version == version and not head.writing
+    good = head.encoder_version in allowed and not head.writing
     text, metadata = _hash(head.text_hash), _hash(head.metadata_hash)
     return key_of(id), text, metadata, head.sequence, head.chunk_count, good
 

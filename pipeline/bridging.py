@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.chunking.boundaries import sentence_starts
+from pipeline.chunking.sentences import whole_sentences
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, describe, load_plain_encoder
+from pipeline.encoders import Encoder, EncoderSpec, describe, load_plain_encoder
 from pipeline.errors import EncoderError, UsageError
 from pipeline.lane.embedding import embed_texts, read_chunks
 from pipeline.schemas import Observer, Progress
@@ -20,8 +21,6 @@ from pipeline.sources import open_source
 from pipeline.versions import BridgeOptions, fit_bridge, save_bridge
 from pipeline.versions.bridge_folder import SPEC
 from pipeline.versions.fitting import LEAST_TEXTS
-
-_LEAST_WORDS = 4  # of a sentence that stands for a query
 
 
 def build_bridge(
@@ -40,36 +39,19 @@ def build_bridge(
     A crash leaves no bridge. Raises EncoderError for the same encoder twice or too few chunks, UsageError where `out`
     holds a bridge already. Returns the report as JSON values.
     """
-    if (out / SPEC).exists():
-        raise UsageError(f"{out} holds a bridge already", "A new folder", "Choose another --out")
     since = time.perf_counter()
     observe(Progress("preparing the encoders"))
-    old, new = (describe(settings.encoder).plain for settings in (before, after))
-    if old.version == new.version:
-        raise EncoderError(
-            f"{old.source} and {new.source} are one encoder, version {old.version[:12]}",
-            "Two encoders of different versions",
-            "Nothing has to be bridged: their vectors can be compared",
-        )
-    encoder = load_plain_encoder(before.encoder)
-    try:
+    old, new = _described(before, after, out)
+    with closing(load_plain_encoder(before.encoder)) as encoder:
         chunks = _drawn(sample, before, encoder, texts, seed, observe)
         sentences = [_sentence(text, np.random.default_rng([seed, n])) for n, text in enumerate(chunks)]
         first = embed_texts(chunks, encoder, observe), encoder.encode_queries(sentences)
-    finally:
-        encoder.close()
-    encoder = load_plain_encoder(after.encoder)
-    try:
+    with closing(load_plain_encoder(after.encoder)) as encoder:
         second = embed_texts(chunks, encoder, observe), encoder.encode_queries(sentences)
-    finally:
-        encoder.close()
     options = BridgeOptions(old.version, new.version, old.source, new.source, seed, trained)
+    asked = first[1], second[1]
     bridge = fit_bridge(
-        first[0],
-        second[0],
-        options,
-        (first[1], second[1]),
-        lambda method: observe(Progress(f"fitting: {method}")),
+        first[0], second[0], options, asked, lambda method: observe(Progress(f"fitting: {method}"))
     )
     save_bridge(bridge, out)
     return {
@@ -83,6 +65,20 @@ def build_bridge(
         "held_out": bridge.figures,
         "seconds": round(time.perf_counter() - since, 1),
     }
+
+
+def _described(before: Settings, after: Settings, out: Path) -> tuple[EncoderSpec, EncoderSpec]:
+    """Both encoders without codes; see `build_bridge` for what is raised."""
+    if (out / SPEC).exists():
+        raise UsageError(f"{out} holds a bridge already", "A new folder", "Choose another --out")
+    old, new = (describe(settings.encoder).plain for settings in (before, after))
+    if old.version == new.version:
+        raise EncoderError(
+            f"{old.source} and {new.source} are one encoder, version {old.version[:12]}",
+            "Two encoders of different versions",
+            "Nothing has to be bridged: their vectors can be compared",
+        )
+    return old, new
 
 
 def _drawn(
@@ -104,7 +100,5 @@ def _drawn(
 
 def _sentence(text: str, generator: np.random.Generator) -> str:
     """One of a chunk's sentences, of a question's length rather than a chunk's; the chunk where it has none."""
-    ends = [*sentence_starts(text), len(text)]
-    sentences = [text[start:end].strip() for start, end in zip([0, *ends], ends, strict=False)]
-    whole = [sentence for sentence in sentences if len(sentence.split()) >= _LEAST_WORDS]
+    whole = whole_sentences(text)
     return str(generator.choice(whole)) if whole else text

@@ -1,9 +1,9 @@
 """Forgetting: everything of a document or a tenant goes, wherever it was put, and stays gone.
 
-First the suppression is written, which later runs obey. Then points and tombstones go from every version of the
-collection, the live one and those that are kept, and then what the state folder says of it. Every place is counted
-before and after. What source files, snapshots and backups hold, and what an engine's files hold until it has compacted
-them, is out of reach.
+First the suppression is written, which later runs obey, and what is being written into a version beside the live one
+is waited for. Then points and tombstones go from every version of the collection, the live one and those that are kept,
+and then what the state folder says of it. Every place is counted before and after. What source files, snapshots and
+backups hold, and what an engine's files hold until it has compacted them, is out of reach.
 """
 
 from __future__ import annotations
@@ -25,10 +25,12 @@ from pipeline.stores import (
     Subject,
     Suppressions,
     count_held,
+    filling,
     hold_lease,
     holders,
     name_of,
     open_store,
+    outlast,
     remove_held,
     store_exists,
 )
@@ -69,14 +71,17 @@ def forget(settings: Settings, subject: Subject, state: Path) -> Forgotten:
     """Forget a document (namespace, id) or a tenant (namespace, None), and prove it; `state` is the state folder.
 
     Safe to repeat. After a crash at any moment nothing that is gone comes back, and the same again ends right. Raises
-    CollectionHeld where a run is at work on the collection, UsageError where there is no such collection.
+    CollectionHeld where a run is at work on the collection, or an ingest on another version of it, UsageError where
+    there is no such collection.
     """
     alias = settings.store.collection
     with _held(settings) as store:
         suppressions = Suppressions(store, alias)
         suppressions.add(subject)
         store.flush()
-        kinds = holders(store, alias)  # who fills a version that is made after this heeds the suppression
+        run = settings.run  # who writes into another version from here on has seen the suppression
+        outlast(store, filling(alias), "forget", run.lease_s, settings.versions.wait_s, threading.Event())
+        kinds = holders(store, alias)
         files = [file for name in kinds for file in trace_files(state / name)]
         in_store = {name: count_held(store, name, kind, subject) for name, kind in kinds.items()}
         in_files = {file: count_traces(file, *subject) for file in files}

@@ -17,21 +17,24 @@ from pipeline import logs, metrics
 from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import describe, describe_aspects, prepare_encoder
-from pipeline.errors import CollectionHeld, CountMismatch, DeletesRefused, LeaseLost, StoreHeld
+from pipeline.errors import CollectionHeld, CountMismatch, DeletesRefused, LeaseLost, StoreHeld, UsageError
 from pipeline.job import Job, check_target, make_chunker, open_job
 from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, open_source
 from pipeline.stores import (
+    NEXT,
     Lease,
     Purpose,
     Store,
     Suppressions,
     collection,
     count_stored,
+    filling,
     folder_of,
     guarded,
     hold_lease,
+    name_of,
 )
 from pipeline.summary import Summary
 from pipeline.sync import Header, Ledger, Run, now, plan_hash, runs, write_rejected
@@ -128,7 +131,11 @@ def hold_collection(
     name = settings.store.collection
     try:
         store = executor.open_store(settings.store, Purpose.INGEST)
+        _check_version(store, name)
         lease = stack.enter_context(hold_lease(store, name, settings.run.id, settings.run.lease_s, stop))
+        if name != name_of(name):  # lanes look once what was forgotten
+            beside = hold_lease(store, filling(name), settings.run.id, settings.run.lease_s, stop)
+            stack.enter_context(beside)
     except StoreHeld as held:
         if (held.purpose, held.collection) != (Purpose.INGEST, name):
             raise
@@ -136,6 +143,17 @@ def hold_collection(
     if lease is None:
         return store, None
     return guarded(store, name, lease.token, settings.run.lease_s), lease
+
+
+def _check_version(store: Store, name: str) -> None:
+    """Raise UsageError for another version of a collection that is not there: no ingest makes one."""
+    if name != name_of(name) and collection.resolve(store, name) is None:
+        maker = "headwater reindex --to ENCODER" if name.endswith(NEXT) else "headwater promote"
+        raise UsageError(
+            f"there is no {name!r}",
+            f"A version of {name_of(name)!r} that is there: {maker} makes this one",
+            f"Run that with --collection {name_of(name)} first, or ingest into {name_of(name)}",
+        )
 
 
 @contextmanager

@@ -36,7 +36,8 @@ class Words:
         return 1
 
     def refuses(self, given):
-        return "too long" if bytes(given.astype(np.uint8)).decode() in self.long else ""
+        word = bytes(given.astype(np.uint8)).decode()
+        return ("too_long", "more than it takes") if word in self.long else None
 
     def make(self, given):
         words = [bytes(one.astype(np.uint8)).decode() for one in given]

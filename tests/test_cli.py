@@ -69,7 +69,7 @@ def test_search_finds_a_document_by_its_own_words(where, encoder_cache):
     assert len(found["results"]) == 3
     best = found["results"][0]
     assert set(best) == {
-        "document_id", "chunk_index", "score", "text", "start", "end", "metadata", "encoder_version",
+        "document_id", "namespace", "chunk_index", "score", "text", "start", "end", "metadata", "encoder_version",
     }  # fmt: skip
     assert best["document_id"] == "doc-11"
     assert words[best["start"] : best["end"]] == best["text"]

@@ -1,5 +1,8 @@
 """A family: mapped and embedded points in one collection, of several versions, until all are embedded."""
 
+import threading
+from datetime import UTC, datetime
+
 import documents
 import numpy as np
 import points
@@ -7,14 +10,17 @@ import pytest
 import upgrades
 from upgrades import changed, expected, held, how, ingest, pair, promoted, upgrade
 
+from pipeline.audit import audit
 from pipeline.codes import load_codes, make_binarizer, save_codes, to_rows
 from pipeline.encoders import describe, load_plain_encoder
-from pipeline.errors import EncoderError, UpgradeRefused, UsageError
+from pipeline.errors import CollectionHeld, EncoderError, UpgradeRefused, UsageError
+from pipeline.forget import forget
 from pipeline.search import Reader
-from pipeline.stores import open_store
+from pipeline.stores import hold_lease, open_store
 from pipeline.upgrade.candidate import Way
-from pipeline.upgrade.limits import Limits
+from pipeline.upgrade.limits import Hours, Limits
 from pipeline.upgrade.listing import list_versions
+from pipeline.upgrade.vectors import Embedder
 from pipeline.upgrade.versions import Version
 from pipeline.versions import Bridge, BridgeSpec, load_bridge, save_bridge
 from pipeline.versions.maps import Map
@@ -94,7 +100,88 @@ def test_all_is_mapped_at_once_serves_and_is_embedded_by_and_by(both, rows, tmp_
     assert (last.way, list(last.points)) == (Way.IN_PLACE, [now])
     assert contract(new).compatible == {}
     points.assert_same(held(new), expected(new, now_rows, tmp_path / "expected"))
-    assert upgrade(new).way is Way.NOTHING
+    assert upgrade(new, bridge=folder).way is Way.NOTHING
+    with pytest.raises(EncoderError, match="fitted for the new encoder"):
+        upgrade(new, bridge=make_bridge(new, old, tmp_path / "away"))
+
+
+def mapped(both, rows, tmp_path):
+    """A collection of which all points were mapped, and serve."""
+    old, new = both
+    ingest(old, rows, tmp_path)
+    folder = make_bridge(old, new, tmp_path / "bridge")
+    upgrade(new, bridge=folder, limits=Limits(max_tokens=MAP_ONLY))
+    promoted(new)
+    return new
+
+
+def test_in_place_others_write_while_it_embeds_and_their_word_stays(both, rows, tmp_path, monkeypatch):
+    new = mapped(both, rows, tmp_path)
+    edits = [
+        changed(rows[0], at=2, text="fresh"),
+        changed(rows[1], at=2, year=1900),
+        changed(rows[2], at=2, op="delete"),
+    ]
+    encode, done = Embedder.make, []
+
+    def meanwhile(self, given):
+        if not done:
+            done.append(1)
+            ingest(new, edits, tmp_path)
+            assert forget(new, ("", "doc-3"), tmp_path / "state").left == 0
+        return encode(self, given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Embedder, "make", meanwhile)
+        found = upgrade(new)
+    assert (found.way, len(found.points), found.done.left) == (Way.IN_PLACE, 1, 0)
+    points.assert_same(held(new), expected(new, [*edits[:2], *rows[4:]], tmp_path / "expected"))
+
+
+def test_in_place_others_write_while_it_waits_for_its_hours(both, rows, tmp_path):
+    new = mapped(both, rows, tmp_path)
+    stop, seen = threading.Event(), []
+
+    def observe(progress):
+        if progress.stage.startswith("waiting"):
+            ingest(new, [changed(rows[0], at=2, text="fresh")], tmp_path)
+            seen.append(progress)
+            stop.set()
+
+    night = Limits(hours=Hours.read("01:00-05:00"), now=lambda: datetime(2030, 1, 1, 12, tzinfo=UTC))
+    assert upgrade(new, limits=night, stop=stop, observe=observe).exit_code == 130
+    assert len(seen) == 1
+    assert "fresh" in {payload["text"] for payload, _ in held(new).values()}
+
+
+def test_in_place_nothing_is_written_while_another_run_has_the_collection(both, rows, tmp_path):
+    new = mapped(both, rows, tmp_path)
+    assert audit(str(tmp_path / "rows-0.parquet"), new).clean  # what was mapped is as it should be
+    before = held(new)
+    with (
+        hold_lease(open_store(new.store), "docs", "watch", 5, threading.Event()),
+        pytest.raises(CollectionHeld, match="run watch"),
+    ):
+        upgrade(new)
+    assert held(new) == before
+
+
+def test_in_place_a_run_that_waits_gets_its_turn(both, rows, tmp_path):
+    new = mapped(both, rows, tmp_path)
+    new = new.model_copy(update={"run": new.run.model_copy(update={"lease_s": 2, "window_tokens": 1})})
+    ready, got = threading.Event(), []
+
+    def waits():
+        ready.wait(30)
+        for _ in range(3):  # at once again and again, as a scheduler would not
+            with hold_lease(open_store(new.store), "docs", "ingest", 2, threading.Event()):
+                got.append(1)
+
+    other = threading.Thread(target=waits)
+    other.start()
+    upgrade(new, observe=lambda _: ready.set())
+    other.join()
+    assert len(got) == 3
 
 
 def test_three_versions_in_one_collection(both, rows, tmp_path):

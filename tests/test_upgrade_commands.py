@@ -79,13 +79,15 @@ def test_killed_in_the_middle_and_run_again_it_is_whole_and_goes_there_and_back(
     assert (roles["next"]["documents"], roles["next"]["dims"]) == (COUNT, 48)
     monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_, **__: Says("hold"))
     refused = runs.inside("promote", *where.flags, cache=where.cache)
-    assert (refused.returncode, "the gate says hold" in refused.stderr) == (1, True)
+    assert (refused.returncode, "the gate says hold" in refused.stderr) == (5, True)
+    monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_, **__: Says("fail"))
+    assert runs.inside("promote", *where.flags, cache=where.cache).returncode == 6
     monkeypatch.setattr(upgrading, "judge_upgrade", lambda *_, **__: Says())
     assert where.say("promote")["serving"] == roles["next"]["physical"]
     points.assert_same(held(where.old), wanted)
     assert where.say("rollback")["serving"] == roles["serving"]["physical"]
     points.assert_same(held(where.old), before)
-    assert where.say("retire", "--next") == {"retired": roles["next"]["physical"]}
+    assert where.say("retire", "--next") == {"retired": [roles["next"]["physical"]]}
     assert [one["role"] for one in where.say("versions", "list")] == ["serving"]
     shown = runs.inside("versions", "list", *where.flags[:4], cache=where.cache)
     assert "serving" in shown.stdout

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import runs
+import upgrades
 from documents import WORDS
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +25,7 @@ from hypothesis import strategies as st
 from pipeline.config import EncoderConfig, Settings, StoreConfig
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
+from pipeline.evaluation.bootstrap import paired
 from pipeline.schemas import digest, point_id
 from pipeline.search import Searcher
 from pipeline.stores import Points, Store, collection, open_store, profile_named
@@ -33,7 +36,6 @@ from pipeline.upgrade.decision import (
     judge_difference,
     judge_share,
     outcome_of,
-    paired,
 )
 from pipeline.upgrade.gate import Golden, judge
 from pipeline.upgrade.questions import read_questions, sample_questions
@@ -132,16 +134,17 @@ def version(
     compatible: Sequence[str] = (),
     **heads: dict[str, object],
 ) -> Searcher:
-    """A collection of one chunk a document; `heads` changes what the heads of documents say."""
+    """A collection of one chunk a document, by its id or namespace/id; `heads` changes what the heads say."""
     contract = Contract(said, "m", "fp32", 64, "", "", "c", "", DIMS, "cosine", "plain")
     contract = replace(contract, compatible=dict.fromkeys(compatible, "a bridge"))
     physical = collection.create(store, alias, STORE, DIMS, contract.metadata())
     ids, payloads = [], []
     for name, text in documents.items():
-        ours = {"document_id": name, "namespace": "", "chunk_index": 0, "chunk_count": 1, "start": 0}
+        namespace, _, id = name.rpartition("/")
+        ours = {"document_id": id, "namespace": namespace, "chunk_index": 0, "chunk_count": 1, "start": 0}
         ours |= {"end": len(text), "sequence": 0, "encoder_version": said}
         ours |= {"text_hash": digest(text), "metadata_hash": digest("{}")} | heads.get(name, {})
-        ids.append(point_id("", name, 0))
+        ids.append(point_id(namespace, id, 0))
         payloads.append(profile_named("plain").write(ids[-1], text, {}, ours))
     if ids:
         store.upsert(physical, Points(ids, {"": encoder.encode_queries(list(documents.values()))}, payloads))
@@ -271,6 +274,22 @@ def test_vectors_of_one_encoder_asked_by_another_are_refused(store, both):
     assert outcomes(gate(store, (old, new)))["ranking"] == "fail"
 
 
+def test_documents_of_one_id_in_two_namespaces_are_two(store, tmp_path):
+    given = list(texts(120).values())
+    documents = {f"{'north' if n < 60 else 'south'}/d{n % 60}": text for n, text in enumerate(given)}
+    swapped = {name: documents[f"{'south' if name[0] == 'n' else 'north'}/{name[6:]}"] for name in documents}
+    old = version(store, Words(0), documents, "docs", "a")
+    mixed_up = version(store, Words(0), swapped, "docs@next", "b")
+    assert outcomes(gate(store, (old, mixed_up)))["ranking"] == "fail"
+    assert outcomes(gate(store, (old, old)))["ranking"] == "pass"
+    asked = {name: text for name, text in documents.items() if name[0] == "n"}
+    for plain in (False, True):  # judgements may leave the namespace out
+        queries, qrels = judged(tmp_path, {name[6:] if plain else name: text for name, text in asked.items()})
+        found = gate(store, (old, mixed_up), Golden(queries, qrels))
+        assert outcomes(found)["ranking"] == ("pass" if plain else "fail")
+        assert found.compared[0].old["nDCG@10"] > 0.9
+
+
 @pytest.mark.parametrize(("mapped_by", "verdict"), [(0, "pass"), (2, "fail")])
 def test_a_bridge_is_judged_by_what_searches_find(store, mapped_by, verdict):
     documents = texts(120)
@@ -382,18 +401,24 @@ def test_words_rank_what_shares_them():
 
 
 @pytest.fixture(scope="module")
-def upgraded(tmp_path_factory, tiny_model, other_model, encoder_cache) -> str:
-    """A store with `docs` and, by another encoder, `docs@next`."""
+def upgraded(tmp_path_factory, tiny_model, other_model, encoder_cache) -> tuple[str, str]:
+    """A store with `docs` and, by an encoder that has moved since, `docs@next`; where that is now."""
     folder = tmp_path_factory.mktemp("upgraded")
     documents = texts(60)
     source = parquet(folder / "docs.parquet", id=list(documents), text=list(documents.values()))
-    for model, name in ((tiny_model, "docs"), (other_model, "docs@next")):
-        runs.run(source, runs.settings(model, encoder_cache, f"edge:{folder}/store", store__collection=name))
-    return f"edge:{folder}/store"
+    model = shutil.copytree(other_model, folder / "model")
+    old, new = (runs.settings(one, encoder_cache, f"edge:{folder}/store") for one in (tiny_model, model))
+    runs.run(source, old)
+    upgrades.upgrade(new)
+    return f"edge:{folder}/store", str(shutil.move(model, folder / "moved"))
 
 
 def test_the_command_says_pass_hold_or_fail_by_its_exit_code(upgraded, encoder_cache, tmp_path):
-    asked = ("versions", "gate", "--store", upgraded, "--collection", "docs", "--json")
+    where, moved = upgraded
+    asked = ("versions", "gate", "--store", where, "--collection", "docs", "--json")
+    done = runs.inside(*asked, cache=encoder_cache)
+    assert (done.returncode, "--encoder" in done.stderr) == (1, True)
+    asked = (*asked, "--encoder", moved)
     done = runs.inside(*asked, "--report", tmp_path / "report", cache=encoder_cache)
     said = runs.lines(done.stdout)[0]
     assert done.returncode == {"pass": 0, "hold": 5, "fail": 6}[said["verdict"]]
@@ -407,7 +432,7 @@ def test_the_command_says_pass_hold_or_fail_by_its_exit_code(upgraded, encoder_c
 
 
 def test_the_command_needs_a_version_to_judge_and_queries_for_judgements(upgraded, encoder_cache, tmp_path):
-    asked = ("versions", "gate", "--store", upgraded, "--collection", "docs")
+    asked = ("versions", "gate", "--store", upgraded[0], "--collection", "docs")
     done = runs.inside(*asked, "--qrels", tmp_path / "qrels.parquet", cache=encoder_cache)
     assert (done.returncode, "--queries" in done.stderr) == (2, True)
     done = runs.inside(*asked[:-1], "nothing", cache=encoder_cache)
@@ -415,7 +440,7 @@ def test_the_command_needs_a_version_to_judge_and_queries_for_judgements(upgrade
 
 
 def test_the_drift_between_two_versions_and_from_an_earlier_sample(upgraded, encoder_cache, tmp_path):
-    asked = ("versions", "drift", "--store", upgraded, "--collection", "docs", "--json")
+    asked = ("versions", "drift", "--store", upgraded[0], "--collection", "docs", "--json")
     done = runs.inside(*asked, "--save", tmp_path / "drift.npz", cache=encoder_cache)
     between = runs.lines(done.stdout)[0]
     assert (between["before"]["name"], between["after"]["name"]) == ("docs", "docs@next")

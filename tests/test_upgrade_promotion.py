@@ -10,16 +10,20 @@ import points
 import pytest
 import upgrades
 from upgrades import Says, aliases, changed, expected, held, ingest, pair, promoted, rolled_back, upgrade
+from waiting import wait_for
 
+from pipeline import ingest as ingesting
 from pipeline.errors import CollectionHeld, CollectionMismatch, LeaseLost, StoreUnavailable, UpgradeRefused
+from pipeline.forget import forget
 from pipeline.schemas import point_id
 from pipeline.stores import Suppressions, hold_lease, lease, open_store
 from pipeline.stores.collection import point_aliases
 from pipeline.upgrade import promotion
-from pipeline.upgrade import reindex as reindexing
 from pipeline.upgrade import versions as module
-from pipeline.upgrade.promotion import retire
+from pipeline.upgrade.listing import list_versions
+from pipeline.upgrade.promotion import retire, retire_unused
 from pipeline.upgrade.versions import read_record
+from pipeline.upgrade.writing import Writing
 
 
 @pytest.fixture
@@ -147,26 +151,52 @@ def test_a_stop_leaves_the_version_that_serves_also_where_the_other_is_cut_anew(
     assert promoted(fine).before == before["docs"]
 
 
-def test_what_is_forgotten_while_the_source_is_cut_anew_does_not_come_back(both, rows, tmp_path, monkeypatch):
+def test_forget_waits_for_what_is_being_written_beside_and_then_nothing_is_left(
+    tiny_model, wide_model, encoder_cache, rows, tmp_path, monkeypatch
+):
+    where = f"memory:{tmp_path}"
+    old, new = pair(tiny_model, wide_model, encoder_cache, where, tmp_path, versions__wait_s=30)
+    ingest(old, rows, tmp_path)
+    write, found, threads = Writing._copy, [], []
+
+    def forgets(self, store, wanted):
+        thread = threading.Thread(target=lambda: found.append(forget(old, ("", "doc-0"), tmp_path / "state")))
+        thread.start()
+        threads.append(thread)
+        wait_for(lambda: Suppressions(open_store(old.store), "docs").has(("", "doc-0")))
+        write(self, store, wanted)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Writing, "_copy", forgets)
+        upgrade(new)
+    threads[0].join()
+    assert found[0].left == 0
+    assert {place.kind: place.before for place in found[0].places if place.name == aliases(old)["docs@next"]}[
+        "points"
+    ]
+    assert "doc-0" not in {one["headwater"]["document_id"] for one, _ in held(old, "docs@next").values()}
+    promoted(new)
+
+
+def test_forget_is_refused_while_the_source_is_cut_anew(both, rows, tmp_path, monkeypatch):
     old, new = both
     fine = new.model_copy(update={"chunking": new.chunking.model_copy(update={"max_tokens": 24})})
     ingest(old, rows[:3], tmp_path)
-    run = reindexing.ingest
+    held_by, opened = [], ingesting.open_job
 
     def forgets(*arguments):
-        done = run(*arguments)  # which had read and embedded it when it was forgotten
-        store = open_store(old.store)
-        Suppressions(store, "docs").add(("", "doc-0"))
-        store.delete(aliases(old)["docs"], [id for id, (one, _) in held(old).items() if is_first(one)])
-        return done
+        with pytest.raises(CollectionHeld) as refused:
+            forget(old, ("", "doc-0"), tmp_path / "state")
+        held_by.append(refused.value)
+        return opened(*arguments)
 
-    def is_first(payload):
-        return payload["headwater"]["document_id"] == "doc-0"
-
-    monkeypatch.setattr(reindexing, "ingest", forgets)
-    upgrade(fine, source=str(documents.write(tmp_path / "all.parquet", rows[:3])))
-    assert not [id for id, (one, _) in held(old, "docs@next").items() if is_first(one)]
+    with monkeypatch.context() as patch:
+        patch.setattr(ingesting, "open_job", forgets)
+        upgrade(fine, source=str(documents.write(tmp_path / "all.parquet", rows[:3])))
+    assert len(held_by) == 1
+    assert forget(old, ("", "doc-0"), tmp_path / "state").left == 0
     promoted(fine)
+    assert "doc-0" not in {one["headwater"]["document_id"] for one, _ in held(fine).values()}
 
 
 def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_path):
@@ -194,6 +224,28 @@ def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_pa
         f"{physical}__deleted" for physical in aliases(old).values()
     }
     assert gone not in names
+
+
+def test_what_no_alias_names_is_listed_with_its_bytes_and_can_be_deleted(both, rows, tmp_path):
+    old, new = both
+    ingest(old, rows[:2], tmp_path)
+    upgrade(new)
+    store = open_store(old.store)
+    made = aliases(old)["docs@next"]
+    point_aliases(store, {"docs@next": None})
+    listed = {one.role: one for one in list_versions(old)}
+    assert listed["unused"].physical == made
+    assert [listed[role].vector_bytes for role in ("serving", "unused")] == [
+        listed["serving"].points * 32 * 4,
+        listed["unused"].points * 48 * 4,
+    ]
+    point_aliases(store, {"theirs": made})
+    assert {one.role for one in list_versions(old)} == {"serving", "other"}
+    assert retire_unused(old, threading.Event()) == []
+    point_aliases(store, {"theirs": None})
+    assert retire_unused(old, threading.Event()) == [made]
+    assert not store.collection_exists(made)
+    assert len(held(old)) == listed["serving"].points
 
 
 class Dying:

@@ -4,16 +4,27 @@ import threading
 from datetime import UTC, datetime, time
 
 import documents
+import numpy as np
 import points
 import pytest
 import runs
 import upgrades
 from upgrades import at, changed, expected, held, ingest, pair, upgrade
 
+from pipeline.config import QuantizationConfig, StoreConfig
 from pipeline.errors import CollectionHeld, CollectionMismatch, UpgradeRefused, UsageError
 from pipeline.forget import forget
 from pipeline.ingest import state_folder
-from pipeline.stores import Purpose, hold_lease, open_collection, open_store
+from pipeline.schemas import point_id
+from pipeline.stores import (
+    Points,
+    Purpose,
+    collection,
+    hold_lease,
+    open_collection,
+    open_store,
+    settings_like,
+)
 from pipeline.upgrade.candidate import Way
 from pipeline.upgrade.limits import Hours, Limits
 
@@ -161,6 +172,112 @@ def test_another_target_another_run_and_no_collection_are_refused(memory, rows, 
         pytest.raises(CollectionHeld, match="nightly"),
     ):
         upgrade(new)
+
+
+def test_late_chunking_needs_the_documents(memory, rows, tmp_path):
+    old, new = memory
+    ingest(old, rows[:3], tmp_path)
+    late = new.model_copy(
+        update={
+            "encoder": new.encoder.model_copy(update={"long": "late-chunking"}),
+            "chunking": new.chunking.model_copy(update={"max_tokens": 24, "overlap_tokens": 0}),
+        }
+    )
+    cut_so = old.model_copy(update={"chunking": late.chunking})
+    with pytest.raises(UpgradeRefused, match=r"\[chunking\].*--from"):
+        upgrade(late)
+    ingest(at(cut_so, "other"), rows[:3], tmp_path)
+    with pytest.raises(UpgradeRefused, match=r"without the documents around them.*--from"):
+        upgrade(at(late, "other"))
+    assert "other@next" not in upgrades.aliases(old)  # nothing was begun
+    source = str(documents.write(tmp_path / "all.parquet", rows[:3]))
+    assert upgrade(at(late, "other"), source=source).complete
+    upgrades.promoted(at(late, "other"))
+    third = at(new.model_copy(update={"chunking": late.chunking}), "other")
+    upgrades.retire_now(third)
+    upgrade(third)
+    upgrades.promoted(third)
+    ingest(third, [changed(rows[0], at=2, text="fresh words")], tmp_path)
+    with pytest.raises(
+        UpgradeRefused, match=r"'doc-0': .*late-chunking.* within its whole document.*ingest --coll"
+    ):
+        upgrades.rolled_back(third)
+
+
+def test_the_same_encoder_with_other_chunking_needs_the_source(memory, rows, tmp_path):
+    old, _ = memory
+    ingest(old, rows[:3], tmp_path)
+    finer = old.model_copy(update={"chunking": old.chunking.model_copy(update={"max_tokens": 20})})
+    with pytest.raises(UpgradeRefused, match=r"cut with chunker.*--from"):
+        upgrade(finer)
+    source = str(documents.write(tmp_path / "all.parquet", rows[:3]))
+    assert upgrade(finer, source=source).complete
+
+
+def test_the_candidate_is_made_like_what_serves_unless_settings_say_otherwise(
+    tiny_model, wide_model, encoder_cache, rows, tmp_path
+):
+    like = {
+        "store__hnsw__m": 8,
+        "store__quantization__kind": "scalar",
+        "store__quantization__quantile": 0.9,
+        "store__on_disk_payload": True,
+        "store__on_disk_vectors": True,
+        "store__sparse_vector": "words",
+        "store__payload_indexes": {"year": "integer"},
+    }
+    where = f"edge:{tmp_path}/index"
+    old, _ = pair(tiny_model, wide_model, encoder_cache, where, tmp_path, **like)
+    _, new = pair(tiny_model, wide_model, encoder_cache, where, tmp_path, store__hnsw__m=32)
+    ingest(old, rows[:2], tmp_path)
+    store = open_store(old.store)
+    serving = collection.resolve(store, "docs")
+    other = Points([point_id("", "x", 7)], {"": np.ones((1, 32), np.float32)}, [{"theirs": 1}])
+    store.upsert(serving, other)
+    store.close()
+    found = upgrade(new)
+    store = open_store(old.store)
+    before, after = (store.get_collection(alias).config for alias in ("docs", "docs@next"))
+    assert (before.hnsw_config.m, after.hnsw_config.m) == (8, 32)  # which the command itself sets
+    assert after.quantization_config == before.quantization_config
+    assert after.quantization_config.scalar.quantile == pytest.approx(0.9)
+    assert after.params.on_disk_payload is after.params.vectors.on_disk is True
+    assert set(after.params.sparse_vectors) == {"words"}
+    assert "metadata.year" in store.get_collection("docs@next").payload_schema
+    store.close()
+    assert found.as_dict()["not_carried"] == {"points": 1, "vectors": (), "sparse_vectors": ("words",)}
+    assert upgrades.promoted(new).not_carried.points == 1
+
+
+@pytest.mark.parametrize(
+    "quantization",
+    [
+        QuantizationConfig(),
+        QuantizationConfig(kind="product", compression="x8", always_ram=True),
+        QuantizationConfig(kind="binary", bits=1.5),
+        QuantizationConfig(kind="turbo", bits=4, always_ram=False),
+    ],
+)
+def test_a_quantization_is_read_as_it_was_set(quantization):
+    store = open_store(StoreConfig(url="memory:"))
+    physical = collection.create(store, "docs", StoreConfig(), 4, {})
+    info = store.get_collection(physical)
+    info.config.quantization_config = collection._quantization(quantization)
+
+    class Told:
+        def get_collection(self, name):
+            return info
+
+    assert settings_like(Told(), physical, "")["quantization"] == quantization
+
+
+@pytest.mark.parametrize("suffix", ["@next", "@previous"])
+def test_no_ingest_makes_another_version(memory, rows, tmp_path, suffix):
+    old, _ = memory
+    ingest(old, rows[:3], tmp_path)
+    with pytest.raises(UsageError, match=f"there is no 'docs{suffix}'"):
+        ingest(at(old, "docs" + suffix), rows[:3], tmp_path)
+    assert set(upgrades.aliases(old)) == {"docs"}
 
 
 def test_chunks_too_long_for_the_new_encoder_are_named(memory, rows, tmp_path):

@@ -15,7 +15,6 @@ from pipeline.evaluation.versions import (
     JudgedPair,
     Way,
     cross,
-    difference,
     found_by,
     measure_versions,
     ways_of,
@@ -137,11 +136,6 @@ def test_recall_counts_what_is_relevant():
     order = np.argsort(-(pair.new.queries @ pair.new.documents.T), axis=1)[:, :10]
     right = [int(next(iter(pair.new.qrels[query]))[1:]) for query in pair.new.query_ids]
     assert found.recall.mean() == np.mean([answer in row for answer, row in zip(right, order, strict=True)])
-
-
-def test_an_interval_is_of_the_differences():
-    ours, theirs = np.linspace(0, 1, 50) + 0.01, np.linspace(0, 1, 50)
-    assert difference(ours, theirs, 0) == pytest.approx((0.01, 0.01, 0.01))
 
 
 @pytest.fixture(scope="module")

@@ -37,6 +37,10 @@ Tasks = Annotated[
 Report = Annotated[
     Path | None, typer.Option("--report", help="Write report.md, verdict.json and a plot.", metavar="DIR")
 ]
+Moved = Annotated[
+    str | None,
+    typer.Option("--encoder", help="Where the version's encoder is now, if it has moved.", metavar="FOLDER"),
+]
 
 
 def golden(queries: Path | None, qrels: Path | None, tasks: list[str] | None) -> Golden:
@@ -51,6 +55,7 @@ def gate(
     qrels: Qrels = None,
     task: Tasks = None,
     report: Report = None,
+    encoder: Moved = None,
     store: options.Store = None,
     collection: options.Collection = None,
     config: options.Config = None,
@@ -63,7 +68,7 @@ def gate(
     asked = golden(queries, qrels, task)
     opened, _ = open_collection(settings.store, Purpose.AUDIT)
     with closing(opened), progress() as observe:
-        verdict = judge_upgrade(opened, settings, asked, observe)
+        verdict = judge_upgrade(opened, settings, asked, observe, moved=encoder or "")
     if report:
         write_report(verdict, report)
     print_result(verdict.as_dict(), json_out, lambda: show_verdict(verdict))

@@ -120,12 +120,8 @@ def print_runs(found: Sequence[Run]) -> None:
     if not found:
         console.print("no run is remembered here; --store and --collection say whose are looked for")
         return
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for column in ("run", "collection", "state", "documents", "rejected", "splits", "last heard of"):
-        table.add_column(column, no_wrap=True)
-    for run in found:
-        table.add_row(*_run_row(run))
-    Console(highlight=False, width=max(out.width, 132)).print(table)  # a pipe counts as 80 wide
+    columns = ("run", "collection", "state", "documents", "rejected", "splits", "last heard of")
+    print_rows(columns, [_run_row(run) for run in found])
 
 
 def _run_row(run: Run) -> tuple[str, ...]:
@@ -137,9 +133,9 @@ def _run_row(run: Run) -> tuple[str, ...]:
         "elsewhere": f"{run.process}?",
     }
     return (
-        escape(header.run),
-        escape(header.collection),
-        escape(state.get(run.state, run.state)),
+        header.run,
+        header.collection,
+        state.get(run.state, run.state),
         f"{done.read:,}{total}",
         f"{done.rejected:,}",
         f"{run.splits_done:,} of {header.splits:,}",

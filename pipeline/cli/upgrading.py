@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from pipeline.cli import options
-from pipeline.cli.judging import Qrels, Queries, Report, Tasks, golden
-from pipeline.cli.report import print_result, print_rows, print_table, progress, say, stray
+from pipeline.cli.judging import Moved, Qrels, Queries, Report, Tasks, golden
+from pipeline.cli.report import print_error, print_result, print_rows, print_table, progress, say, stray
 from pipeline.cli.running import draining, executor_of, say_held
 from pipeline.config import DEFAULT_ENCODER, EncoderConfig, Settings
-from pipeline.errors import CollectionHeld, UpgradeRefused
-from pipeline.stores import Store
+from pipeline.errors import CollectionHeld, UpgradeRefused, UsageError
+from pipeline.stores import NEXT, Foreign, Store
 from pipeline.upgrade import promotion
+from pipeline.upgrade.candidate import Way
+from pipeline.upgrade.decision import exit_code_of
 from pipeline.upgrade.gate import judge_upgrade
 from pipeline.upgrade.limits import Hours, Limits
 from pipeline.upgrade.listing import list_versions
@@ -24,11 +26,6 @@ from pipeline.upgrade.reindex import Reindexed
 from pipeline.upgrade.reindex import reindex as build
 from pipeline.upgrade.report import write_report
 from pipeline.upgrade.verdict import Verdict
-
-Moved = Annotated[
-    str | None,
-    typer.Option("--encoder", help="Where the version's encoder is now, if it has moved.", metavar="FOLDER"),
-]
 
 
 def reindex(
@@ -72,14 +69,21 @@ def reindex(
     """Build the version of another encoder beside the one that serves, which goes on; resumes what was begun."""
     flags = {"source.id": id, "source.text": text, "source.template": template, "run.executor": executor}
     flags |= {"encoder.model": to, "encoder.codes": codes, "store.url": store, "store.collection": collection}
-    settings = options.settings(config, set, flags)
     limits = Limits(max_tokens, Hours.read(window) if window is not None else None)
+    _reindex(options.settings(config, set, flags), limits, source, bridge, json_out)
+
+
+def _reindex(settings: Settings, limits: Limits, source: str, bridge: Path | None, json_out: bool) -> None:
+    """Reindex, and say what was done and what is left."""
     try:
         with redirect_stdout(stray()), draining() as stop, progress() as observe:
             done = build(settings, limits, lambda: executor_of(settings), stop, observe, source, bridge)
     except CollectionHeld as held:  # the other run builds what this one would
         raise typer.Exit(say_held(held, stop, json_out)) from None
     print_result(done.as_dict(), json_out, lambda: _show_reindexed(done))
+    _say_not_carried(done.not_carried, f"{done.collection}{NEXT}")
+    if bridge and done.way in (Way.NOTHING, Way.IN_PLACE):
+        say("--bridge was not needed: the collection is of this encoder already, and nothing is left to map")
     _say_what_is_left(done)
     if done.exit_code:
         raise typer.Exit(done.exit_code)
@@ -97,13 +101,15 @@ def promote(
     set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
-    """Let the version that was built serve, if the gate lets it pass; the other is kept to go back to."""
+    """Let the version that was built serve, if the gate lets it pass (else exit code 5 or 6); the other is kept."""
     settings = options.settings(config, set, {"store.url": store, "store.collection": collection})
     asked = golden(queries, qrels, task)
+    verdicts: list[Verdict] = []
     with redirect_stdout(stray()), draining() as stop, progress() as observe:
 
         def judge(opened: Store) -> Verdict:
-            verdict = judge_upgrade(opened, settings, asked, observe, behind=True)
+            verdict = judge_upgrade(opened, settings, asked, observe, behind=True, moved=encoder or "")
+            verdicts.append(verdict)
             if report:
                 write_report(verdict, report)
             return verdict
@@ -113,8 +119,12 @@ def promote(
         except UpgradeRefused as refused:
             if stop.is_set():
                 raise typer.Exit(130) from refused
+            if code := exit_code_of(verdicts[-1].outcome) if verdicts else 0:
+                print_error(str(refused))
+                raise typer.Exit(code) from None
             raise
     print_result(done.as_dict(), json_out, lambda: _show_swapped(done))
+    _say_not_carried(done.not_carried, done.collection)
 
 
 def rollback(
@@ -135,12 +145,16 @@ def rollback(
                 raise typer.Exit(130) from refused
             raise
     print_result(done.as_dict(), json_out, lambda: _show_swapped(done))
+    _say_not_carried(done.not_carried, done.collection)
 
 
 def retire(
     now: Annotated[bool, typer.Option("--now", help="Also before its time.")] = False,
     candidate: Annotated[
         bool, typer.Option("--next", help="Throw away the version that is being built instead.")
+    ] = False,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Delete instead what no alias names, of commands that died.")
     ] = False,
     store: options.Store = None,
     collection: options.Collection = None,
@@ -150,9 +164,15 @@ def retire(
 ) -> None:
     """Delete the version that was replaced, once its time is over."""
     settings = options.settings(config, set, {"store.url": store, "store.collection": collection})
+    if unused and (now or candidate):
+        raise UsageError("--unused with --now or --next", "One of them", "Run retire once for each")
     with draining() as stop:
-        gone = promotion.retire(settings, stop, now, candidate)
-    print_result({"retired": gone}, json_out, lambda: print_table("retired", {"physical": gone}))
+        gone = (
+            promotion.retire_unused(settings, stop)
+            if unused
+            else [promotion.retire(settings, stop, now, candidate)]
+        )
+    print_result({"retired": gone}, json_out, lambda: print_table("retired", {"physical": ", ".join(gone)}))
 
 
 def list_all(
@@ -172,13 +192,24 @@ def list_all(
             one.model,
             one.encoder_version[:12],
             f"{one.documents:,}",
+            f"{one.vector_bytes / 1e6:,.1f} MB",
             ", ".join(f"{count:,} of {version[:12]}" for version, count in one.by_version.items()),
             ", ".join(bridge[:12] for bridge in one.bridges) or "–",
             one.since or "–",
         )
         for one in found
     ]
-    columns = ("role", "collection", "encoder", "version", "documents", "points", "bridge", "since")
+    columns = (
+        "role",
+        "collection",
+        "encoder",
+        "version",
+        "documents",
+        "vectors, about",
+        "points",
+        "bridge",
+        "since",
+    )
     print_result([one.as_dict() for one in found], json_out, lambda: print_rows(columns, rows))
 
 
@@ -204,6 +235,15 @@ def _say_what_is_left(done: Reindexed) -> None:
         say("the limit is reached: run again to go on")
     elif done.done.left and not done.done.stopped:
         say(f"{done.done.left} documents changed meanwhile: run again, or let promote bring them over")
+
+
+def _say_not_carried(lost: Foreign, where: str) -> None:
+    """Warn of what other programs would miss."""
+    if not lost:
+        return
+    said = [f"{lost.points:,} points that other programs added"] if lost.points else []
+    said += [f"vectors {name!r}" for name in (*lost.vectors, *lost.sparse_vectors)]
+    say(f"not brought over: {', '.join(said)}; who wrote them must write them to {where}, too")
 
 
 def _show_swapped(done: Swapped) -> None:

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 
 from pipeline.codes import Binarizer, to_values, unpack
 from pipeline.errors import UsageError
+from pipeline.evaluation.bootstrap import interval, resampled
 from pipeline.evaluation.retrieval import Qrels, query_metrics, rank
 
 DEPTH = 100
 OVERSAMPLING = 4
 """Candidates a wanted result for the last rescore by floats: fewer than a search takes, as judged sets are small."""
-
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +35,9 @@ class JudgedVectors:
     query_ids: Sequence[str]
     qrels: Qrels
 
+
+Kind = Literal["ndcg", "recall10", "recall100", "rescored_ndcg", "rescored_recall10"]
+"""A measure by its name in `Measured`."""
 
 Ranked = NDArray[np.int64]
 """Document numbers int64[queries, n], best first; −1 where a method found fewer."""
@@ -172,46 +174,50 @@ def summarise(
 
     Raises UsageError where the floats find nothing that is relevant.
     """
-    picks = _resample([len(one.ndcg) for one in reference], seed)
-    drawn = _resampled(reference, "ndcg", picks)
-    some = drawn > 0  # few queries, drawn again, may be only those for which the floats find nothing
-    if not some.any():
+    drawn = _resampled(reference, "ndcg", seed)
+    if not drawn.any():
         raise UsageError(
             "judgements of whose documents the floats find none",
             "An encoder that finds some of what is relevant: shares of nothing say nothing",
             "Check --encoder and --qrels",
         )
-    rows = []
-    for name, sets in measured.items():
-        best = {kind: _best_untrained(measured, name, kind) for kind in ("ndcg", "rescored_ndcg")}
-        gains = {
-            kind: _difference(sets, measured[other], kind, picks) if other else None
-            for kind, other in best.items()
-        }
-        truth = _means(reference, "ndcg")
-        kept = _means(sets, "ndcg") / truth
-        low, high = np.quantile(_resampled(sets, "ndcg", picks)[some] / drawn[some], (0.025, 0.975))
-        plain, again = gains["ndcg"], gains["rescored_ndcg"]
-        rows.append(
-            Row(
-                name,
-                sets[0].method.bytes,
-                sets[0].method.trained,
-                _means(sets, "ndcg"),
-                kept,
-                (float(low), float(high)),
-                _means(sets, "recall10"),
-                _means(sets, "recall100"),
-                _means(sets, "rescored_ndcg") / truth,
-                _means(sets, "rescored_recall10"),
-                *(plain or (None, None)),
-                *(again or (None, None)),
-            )
-        )
+    rows = [_row(name, measured, reference, drawn, seed) for name in measured]
     return sorted(rows, key=lambda row: (row.bytes, row.method))
 
 
-def _best_untrained(measured: Mapping[str, Sequence[Measured]], name: str, kind: str) -> str | None:
+def _row(
+    name: str,
+    measured: Mapping[str, Sequence[Measured]],
+    reference: Sequence[Measured],
+    drawn: NDArray[np.float64],
+    seed: int,
+) -> Row:
+    """A method's row; `drawn` float64[resamples]: the floats' nDCG@10, resampled."""
+    sets, truth = measured[name], _means(reference, "ndcg")
+    some = drawn > 0  # few queries, drawn again, may be only those for which the floats find nothing
+    kinds: tuple[Kind, ...] = ("ndcg", "rescored_ndcg")
+    rivals = [_best_untrained(measured, name, kind) for kind in kinds]
+    plain, again = (
+        difference(sets, measured[other], kind, seed) if other else (None, None)
+        for kind, other in zip(kinds, rivals, strict=True)
+    )
+    return Row(
+        name,
+        sets[0].method.bytes,
+        sets[0].method.trained,
+        _means(sets, "ndcg"),
+        _means(sets, "ndcg") / truth,
+        interval(_resampled(sets, "ndcg", seed)[some] / drawn[some]),
+        _means(sets, "recall10"),
+        _means(sets, "recall100"),
+        _means(sets, "rescored_ndcg") / truth,
+        _means(sets, "rescored_recall10"),
+        *plain,
+        *again,
+    )
+
+
+def _best_untrained(measured: Mapping[str, Sequence[Measured]], name: str, kind: Kind) -> str | None:
     """The untrained method that a trained one of as many bytes is held against."""
     method = measured[name][0].method
     if not method.trained:
@@ -224,41 +230,20 @@ def _best_untrained(measured: Mapping[str, Sequence[Measured]], name: str, kind:
     return max(rivals, key=lambda other: _means(measured[other], kind), default=None)
 
 
-Kind = Literal["ndcg", "recall10", "recall100", "rescored_ndcg", "rescored_recall10"]
-
-
 def difference(
     ours: Sequence[Measured], theirs: Sequence[Measured], kind: Kind, seed: int = 0
 ) -> tuple[float, tuple[float, float]]:
     """By how much one method is better than another on the same sets, with its 95 % interval."""
-    return _difference(ours, theirs, kind, _resample([len(getattr(one, kind)) for one in ours], seed))
+    drawn = _resampled(ours, kind, seed) - _resampled(theirs, kind, seed)
+    return _means(ours, kind) - _means(theirs, kind), interval(drawn)
 
 
-def _difference(
-    ours: Sequence[Measured], theirs: Sequence[Measured], kind: str, picks: Sequence[NDArray[np.int64]]
-) -> tuple[float, tuple[float, float]]:
-    drawn = _resampled(ours, kind, picks) - _resampled(theirs, kind, picks)
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return _means(ours, kind) - _means(theirs, kind), (float(low), float(high))
+def _resampled(sets: Sequence[Measured], kind: Kind, seed: int) -> NDArray[np.float64]:
+    return resampled([getattr(one, kind) for one in sets], seed)
 
 
-def _means(sets: Sequence[Measured], kind: str) -> float:
+def _means(sets: Sequence[Measured], kind: Kind) -> float:
     return float(np.mean([getattr(one, kind).mean() for one in sets]))
-
-
-def _resample(sizes: Sequence[int], seed: int) -> list[NDArray[np.int64]]:
-    generator = np.random.default_rng(seed)
-    return [generator.integers(0, size, (_RESAMPLES, size)) for size in sizes]
-
-
-def _resampled(
-    sets: Sequence[Measured], kind: str, picks: Sequence[NDArray[np.int64]]
-) -> NDArray[np.float64]:
-    """float64[resamples]: the mean over sets, each set's queries drawn again; the same draws for every method."""
-    drawn: NDArray[np.float64] = np.mean(
-        [getattr(one, kind)[pick].mean(axis=1) for one, pick in zip(sets, picks, strict=True)], axis=0
-    )
-    return drawn
 
 
 def _ndcg(found: Ranked, judged: JudgedVectors) -> NDArray[np.float64]:

@@ -49,13 +49,10 @@ def evaluate_codes(
     judged, version = embed_judged(documents, queries, qrels, settings, observe, check)
     width = judged.documents.shape[1]
     sizes = [width // 8, width // 4, *(binarizer.spec.bytes for binarizer in given.values())]
-    methods = untrained_methods(width, sizes, own_documents, len(judged.documents)) + qdrant_methods(width)
-    stored: dict[str, str] = {}
-    for folder, binarizer in given.items():
-        coded = code_methods(_name(folder, binarizer), binarizer)
-        methods += coded
-        stored |= {method.name: folder for method in coded}
-    rows = compare(methods, [judged], observe)
+    coded = {folder: code_methods(_name(folder, binarizer), binarizer) for folder, binarizer in given.items()}
+    stored = {method.name: folder for folder, methods in coded.items() for method in methods}
+    others = untrained_methods(width, sizes, own_documents, len(judged.documents)) + qdrant_methods(width)
+    rows = compare([*others, *(method for each in coded.values() for method in each)], [judged], observe)
     if plot:
         draw_quality(rows, plot, f"nDCG@10 kept, {documents}")
     return {

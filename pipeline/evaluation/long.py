@@ -22,13 +22,13 @@ from pipeline.encoders import Encoder, load_plain_encoder
 from pipeline.encoders.pieces import cut
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
+from pipeline.evaluation.bootstrap import paired
 from pipeline.evaluation.needles import TASKS, Haystack, Task, make, read_prose
 from pipeline.evaluation.retrieval import rank
 from pipeline.schemas import Observer, Progress
 
 BASELINE = "truncation"
 _DEPTH = 10
-_RESAMPLES = 2000
 
 Found = list[list[int]]
 """A list of document numbers a query, best first."""
@@ -181,9 +181,8 @@ def _summary(runs: Sequence[tuple[Scores, Scores]], plain: bool) -> dict[str, An
 def _gain(runs: Sequence[tuple[Scores, Scores]], of: str) -> list[float]:
     """The mean difference to truncation and its 95 % interval, over the queries of all seeds, drawn again."""
     each = np.concatenate([getattr(a, of) - getattr(b, of) for a, b in runs])
-    picks = np.random.default_rng(0).integers(0, len(each), (_RESAMPLES, len(each)))
-    low, high = np.quantile(each[picks].mean(axis=1), (0.025, 0.975))
-    return [round(float(value), 4) for value in (each.mean(), low, high)]
+    found = paired(each)
+    return [round(value, 4) for value in (found.mean, found.low, found.high)]
 
 
 def read_lengths(text: str) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.bootstrap import paired
 from pipeline.evaluation.codes import JudgedVectors
 from pipeline.evaluation.retrieval import query_metrics, rank
 from pipeline.versions import Bridge
@@ -24,7 +25,6 @@ SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _AT = 10
 _DEPTH = 100
 _SEEDS = 3
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,15 +162,13 @@ def _said(crossed: Crossed, old: Found, new: Found, seed: int) -> dict[str, Any]
 
 def _verdict(said: dict[str, Any], crossed: Crossed, seed: int) -> dict[str, Any]:
     """What a gate asks: better than before, never worse, and no worse for more new documents."""
-    steps = [difference(after.ndcg, before.ndcg, seed) for before, after in pairwise(crossed.mixed)]
+    steps = [paired(after.ndcg - before.ndcg, seed) for before, after in pairwise(crossed.mixed)]
     return {
         "beats_old": said["new/old"]["interval"][0] > 0,
         "not_below_old": said["new/old"]["interval"][1] >= 0,
         "mixed_below_old": [row["new"] for row in said["mixed"] if row["difference"] < 0],
         "mixed_worse_than_old": [row["new"] for row in said["mixed"] if row["interval"][1] < 0],
-        "falls_after": [
-            share for share, (_, _, high) in zip(crossed.shares, steps, strict=False) if high < 0
-        ],
+        "falls_after": [share for share, step in zip(crossed.shares, steps, strict=False) if step.high < 0],
     }
 
 
@@ -186,21 +184,11 @@ def _mixed(way: Way, judged: JudgedVectors, share: float, seed: int) -> Found:
     return Found(*(np.mean([getattr(draw, field) for draw in draws], axis=0) for field in fields))
 
 
-def difference(
-    ours: NDArray[np.float64], theirs: NDArray[np.float64], seed: int
-) -> tuple[float, float, float]:
-    """By how much ours, float64[queries], is better than theirs, and its 95 % interval: a paired bootstrap."""
-    each = ours - theirs
-    picks = np.random.default_rng(seed).integers(0, len(each), (_RESAMPLES, len(each)))
-    low, high = np.quantile(each[picks].mean(axis=1), (0.025, 0.975))
-    return float(each.mean()), float(low), float(high)
-
-
 def _cell(found: Found, old: Found | None, seed: int) -> dict[str, Any]:
     said: dict[str, Any] = {"ndcg@10": _mean(found.ndcg), "recall@10": _mean(found.recall)}
     if old is not None:
-        mean, low, high = difference(found.ndcg, old.ndcg, seed)
-        said |= {"difference": round(mean, 5), "interval": [round(low, 5), round(high, 5)]}
+        more = paired(found.ndcg - old.ndcg, seed)
+        said |= {"difference": round(more.mean, 5), "interval": [round(more.low, 5), round(more.high, 5)]}
     return said
 
 

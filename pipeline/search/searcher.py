@@ -38,6 +38,7 @@ class Result:
     """A chunk that was found. `start` and `end` are code points into the document's text."""
 
     document_id: str
+    namespace: str
     chunk_index: int
     score: float
     text: str
@@ -193,6 +194,7 @@ class Searcher:
         made_by = ours["encoder_version"]  # of the main vector
         return Result(
             document_id=ours["document_id"],
+            namespace=ours["namespace"],
             chunk_index=ours["chunk_index"],
             score=hit.score,
             text=text,

@@ -9,6 +9,7 @@ server.py       a Qdrant server over gRPC or REST (server_client.py, server_erro
 permission.py   whether a writer may still write, asked before each request
 local.py        qdrant-client's local mode, over a folder that other programs can open, or in memory for tests
 collection.py   collections by alias: make, find, check
+likeness.py     what a collection is like, said as settings; what others put into it
 heads.py        what a document's first point says of it
 lease.py        one run at a time on a collection
 scan.py         all that a collection holds
@@ -30,7 +31,8 @@ from pipeline.stores.erasure import count_held, holders, remove_held
 from pipeline.stores.filters import Filter, parse_filter
 from pipeline.stores.folder_lock import Purpose, Seat
 from pipeline.stores.heads import MARKS, WRITING, Head, Key, read_heads
-from pipeline.stores.lease import Lease, guarded, hold_lease
+from pipeline.stores.lease import Lease, filling, guarded, hold_lease, look_s, outlast
+from pipeline.stores.likeness import Foreign, read_foreign, settings_like
 from pipeline.stores.nearest import CodedQueries, Hit, nearest, nearest_by_codes
 from pipeline.stores.points import Points
 from pipeline.stores.profiles import DOCUMENT_ID, NAMESPACE, OURS, Profile, profile_named
@@ -60,6 +62,7 @@ __all__ = [
     "CodedQueries",
     "DocumentWriter",
     "Filter",
+    "Foreign",
     "Head",
     "Held",
     "Hit",
@@ -77,23 +80,28 @@ __all__ = [
     "count_held",
     "count_stored",
     "count_version",
+    "filling",
     "folder_of",
     "guarded",
     "hold_lease",
     "holders",
+    "look_s",
     "name_of",
     "nearest",
     "nearest_by_codes",
     "open_collection",
     "open_store",
+    "outlast",
     "parse_filter",
     "profile_named",
     "read_documents",
+    "read_foreign",
     "read_heads",
     "remove_held",
     "scan_documents",
     "scan_heads",
     "scan_points",
     "scan_vectors",
+    "settings_like",
     "store_exists",
 ]

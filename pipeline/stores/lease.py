@@ -24,7 +24,7 @@ from pipeline import logs
 from pipeline.errors import CollectionHeld, LeaseLost, StoreError, TransientError
 from pipeline.owner import Owner
 from pipeline.pause import pause
-from pipeline.stores.collection import make_beside
+from pipeline.stores.collection import make_beside, name_of
 from pipeline.stores.permission import asking, may_write
 from pipeline.stores.points import Points
 from pipeline.stores.store import Store
@@ -238,6 +238,38 @@ def hold_lease(
             lease.release()
 
 
+def filling(alias: str) -> str:
+    """What is leased while something is written into a version that does not serve: what `forget` waits for.
+
+    Who fills such a version asks what was forgotten with this lease, and then writes.
+    """
+    return f"{name_of(alias)}@filling"
+
+
+def outlast(
+    store: Store, collection: str, run: str, lease_s: float, wait_s: float, stop: threading.Event
+) -> None:
+    """Return when whoever held a lease as this was called holds it no more; who took it later is not waited for.
+
+    A holder that gives no sign of life has it taken away, so that it writes nothing any more. Raises CollectionHeld
+    where one still has it after `wait_s` seconds. `lease_s` 0: there are no leases.
+    """
+    first = _read(store, collection) if lease_s else None
+    until = time.monotonic() + wait_s
+    while first and (now := _read(store, collection)) and now.holder and now.token == first.token:
+        try:
+            with hold_lease(store, collection, run, lease_s, stop):
+                return
+        except CollectionHeld:
+            if time.monotonic() > until or stop.is_set():
+                raise
+
+
+def look_s(lease_s: float) -> float:
+    """How long who waits to see whether a holder lives lets pass between two looks, in seconds."""
+    return _beat_s(lease_s) / 2
+
+
 def _lost(collection: str, found: Record | None, lease_s: float) -> LeaseLost:
     by = found.holder if found else None
     return LeaseLost(
@@ -258,7 +290,7 @@ def _lives(store: Store, seen: Record, stop: threading.Event) -> bool:
     began = time.monotonic()
     beat_s, told = _beat_s(seen.lease_s), False
     while (waited := time.monotonic() - began) < seen.lease_s:
-        pause(beat_s / 2, stop)
+        pause(look_s(seen.lease_s), stop)
         if stop.is_set():
             return True
         if waited > 2 * beat_s and not told:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +40,7 @@ class Answers:
 
 def ask(questions: Questions, old: Searcher, new: Searcher, observe: Observer) -> tuple[Answers, Answers]:
     """Ask both, taking turns, so that what slows the machine down slows both; each query is embedded once by each."""
-    sides = _Asked(old), _Asked(new)
+    sides = _Asked(old, questions.name), _Asked(new, questions.name)
     for number, (id, text) in enumerate(questions.texts.items()):
         for side in sides:
             side.ask(id, text)
@@ -51,8 +51,9 @@ def ask(questions: Questions, old: Searcher, new: Searcher, observe: Observer) -
 class _Asked:
     """A version, and what it has answered so far."""
 
-    def __init__(self, searcher: Searcher) -> None:
+    def __init__(self, searcher: Searcher, name: Callable[[str, str], str]) -> None:
         self._searcher = searcher
+        self._name = name
         self._ranked: dict[str, list[str]] = {}
         self._vectors: list[NDArray[np.float32]] = []
         self._seconds: list[float] = []
@@ -76,7 +77,7 @@ class _Asked:
     def _find(self, text: str) -> tuple[NDArray[np.float32], list[str]]:
         vectors = self._searcher.embed([text])
         results = self._searcher.find(vectors, AT, by_document=True)[0]
-        return vectors[0], list(dict.fromkeys(one.document_id for one in results))
+        return vectors[0], list(dict.fromkeys(self._name(one.namespace, one.document_id) for one in results))
 
 
 def scores(ranked: Mapping[str, Sequence[str]], questions: Questions) -> dict[str, NDArray[np.float64]]:
@@ -101,7 +102,7 @@ def ann_recall(searcher: Searcher, vectors: NDArray[np.float32]) -> NDArray[np.f
     """float64[queries]: the share of the 10 nearest chunks, all compared, that an ordinary search finds."""
     found, exact = (
         [
-            {(one.document_id, one.chunk_index) for one in results}
+            {(one.namespace, one.document_id, one.chunk_index) for one in results}
             for results in searcher.find(vectors, AT, exact=e)
         ]
         for e in (False, True)

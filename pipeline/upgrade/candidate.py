@@ -8,10 +8,10 @@ from pathlib import Path
 
 from pipeline.codes import load_codes
 from pipeline.config import DEFAULT_ENCODER, Settings
-from pipeline.encoders import EncoderSpec, describe, prepare_encoder
+from pipeline.encoders import LATE, EncoderSpec, describe, prepare_encoder
 from pipeline.errors import UpgradeRefused, UsageError
 from pipeline.job import make_chunker, make_contract
-from pipeline.stores import NEXT, Store, collection
+from pipeline.stores import NEXT, Store, collection, settings_like
 from pipeline.upgrade.vectors import Mapper
 from pipeline.upgrade.versions import Version, Versions, moment, record
 from pipeline.versions import Bridge, Contract, load_bridge
@@ -60,30 +60,36 @@ class Target:
         return Mapper(self.bridge, held.vector_name, load_codes(Path(codes.folder)), codes.keep_vectors)
 
 
-def aim(versions: Versions, settings: Settings, source: str, bridge: Path | None) -> tuple[Way, Target]:
+def aim(
+    store: Store, versions: Versions, settings: Settings, source: str, bridge: Path | None
+) -> tuple[Way, Target]:
     """Decide how the collection gets to the encoder of the settings; exports it if that never happened.
 
-    Raises UpgradeRefused where chunks cannot stay as they are and there is no source, UsageError for flags that do not
-    go together, EncoderError for a bridge between others.
+    Raises UpgradeRefused where chunks cannot stay as they are, or do not suffice, without a source, UsageError for
+    flags that do not go together, EncoderError for a bridge between others.
     """
     held = versions.serving.contract
+    if held.aspects or settings.aspects:
+        raise UpgradeRefused(
+            f"the points of collection {versions.name!r} have, or are to have, further vectors: "
+            f"{', '.join(sorted({*held.aspects, *settings.aspects}))}",
+            "One vector a point: no other is brought over",
+            "Ingest into another --collection with the new encoder, and let readers search that",
+        )
     spec, tokenizer = prepare_encoder(settings.encoder)
-    if spec.version == held.encoder_version and not source:
-        target = Target(spec, held, settings)
-        return (Way.IN_PLACE if held.compatible else Way.NOTHING), target
     if source and bridge:
         raise UsageError("--bridge and --from", "One of them: a bridge maps the chunks that there are", "")
     cut_by = make_chunker(settings, spec, tokenizer).version
-    stays = bool(source) or cut_by in held.chunker_versions or _same_cutting(held, settings)
-    if not stays:
-        raise UpgradeRefused(
-            f"collection {versions.name!r} was cut with chunker {held.chunker_version}, and these [chunking] settings "
-            f"make {cut_by}",
-            "Chunks as they are, to embed them anew",
-            "Restore the [chunking] settings, or give the documents to cut anew: --from docs.parquet",
-        )
+    if not source:
+        _check_chunks(versions.name, held, spec, settings, cut_by)
+    if spec.version == held.encoder_version and not source:
+        if (
+            bridge
+        ):  # of a command that is repeated until all is embedded; that one to another encoder is a mistake
+            load_bridge(bridge, new_version=_plain_version(held))
+        return (Way.IN_PLACE if held.compatible else Way.NOTHING), Target(spec, held, settings)
     kept = frozenset() if source else held.chunker_versions - {cut_by}
-    fresh = _settings_of(settings, versions)
+    fresh = _settings_of(store, settings, versions, spec)
     contract = replace(make_contract(fresh, spec, cut_by), also_cut_by=tuple(sorted(kept)))
     if bridge is None:
         return (Way.SOURCE if source else Way.PAYLOAD), Target(spec, contract, fresh)
@@ -129,6 +135,23 @@ def open_candidate(store: Store, versions: Versions, way: Way, target: Target) -
     )
 
 
+def _check_chunks(name: str, held: Contract, spec: EncoderSpec, settings: Settings, cut_by: str) -> None:
+    """Raise UpgradeRefused unless the chunks that there are, as they are, are all that the encoder needs."""
+    if cut_by not in held.chunker_versions and not _same_cutting(held, settings):
+        raise UpgradeRefused(
+            f"collection {name!r} was cut with chunker {held.chunker_version}, and these [chunking] settings make "
+            f"{cut_by}",
+            "Chunks as they are, to embed them anew",
+            "Restore the [chunking] settings, or give the documents to cut anew: --from docs.parquet",
+        )
+    if spec.version != held.encoder_version and spec.long and spec.long.method == LATE:
+        raise UpgradeRefused(
+            f"encoder.long = {LATE!r}, and collection {name!r} holds chunks without the documents around them",
+            "Whole documents: a chunk's vector is made of its tokens' states in all of its document",
+            "Give the documents: --from docs.parquet; or another encoder.long, which embeds chunks by themselves",
+        )
+
+
 def _check_same(held: Contract, wanted: Contract, name: str) -> None:
     """Raise UpgradeRefused unless the candidate that is there is the one that is wanted."""
     same = all(
@@ -156,10 +179,14 @@ def _same_cutting(held: Contract, settings: Settings) -> bool:
     return make_chunker(settings, spec, tokenizer).version in held.chunker_versions
 
 
-def _settings_of(settings: Settings, versions: Versions) -> Settings:
-    """The settings of the candidate: what readers of the collection go by stays as it is."""
+def _settings_of(store: Store, settings: Settings, versions: Versions, spec: EncoderSpec) -> Settings:
+    """The settings of the candidate: what readers of the collection go by stays as it is, all else unless it is set."""
     held = versions.serving.contract
-    changes: dict[str, object] = {
+    like = settings_like(store, versions.serving.physical, held.vector_name)
+    if spec.codes:  # which are the small copy in memory
+        del like["quantization"]
+    changes = {name: value for name, value in like.items() if name not in settings.store.model_fields_set}
+    changes |= {
         "collection": versions.name + NEXT,
         "profile": held.profile,
         "distance": held.distance,

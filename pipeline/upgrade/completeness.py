@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pipeline.schemas import Observer, Progress, point_id
 from pipeline.stores import OURS, Head, Key, Store, scan_documents, scan_points
 from pipeline.upgrade.decision import Check, Outcome
+from pipeline.upgrade.questions import document_name
 from pipeline.versions import Contract
 
 BUCKETS = 4096
@@ -48,35 +49,29 @@ def compare_versions(
 
     How many chunks a document has counts where both sides may be cut alike.
     """
-    chunks = old[1].chunker_version in new[1].chunker_versions
     observe(Progress("comparing documents"))
-    (before, documents, _), (after, _, promised) = (_buckets(store, side[0], chunks) for side in (old, new))
-    differing = {n for n, (left, right) in enumerate(zip(before, after, strict=True)) if left != right}
-    theirs, ours = ({}, {}) if not differing else (_within(store, side[0], differing) for side in (old, new))
-    writing = {key for side in (theirs, ours) for key, head in side.items() if head.writing}
-    missing = theirs.keys() - ours.keys() - writing
-    extra = ours.keys() - theirs.keys() - writing
-    changed = {
-        key
-        for key in theirs.keys() & ours.keys() - writing
-        if _said(theirs[key], chunks) != _said(ours[key], chunks)
-    }
-    found = {"missing": missing, "changed": changed, "extra": extra, "writing": writing}
+    compared = _compare(store, old[0], new[0], old[1].chunker_version in new[1].chunker_versions)
+    found = compared.differing
     observe(Progress("counting points"))
     versions: dict[str, int] = {}
     for version in _versions(store, new[0]):
         versions[version] = versions.get(version, 0) + 1
     allowed = new[1].encoder_versions
     return Complete(
-        documents=documents,
-        buckets=len(differing),
+        documents=compared.documents,
+        buckets=compared.buckets,
         points=sum(versions.values()),
-        promised=promised,
+        promised=compared.promised,
         versions=versions,
         foreign=sum(count for version, count in versions.items() if version not in allowed),
         samples={name: _named(keys) for name, keys in found.items() if keys},
         **{name: len(keys) for name, keys in found.items()},
     )
+
+
+def count_differing(store: Store, old: str, new: str) -> int:
+    """How many documents one version has and the other has not, or not whole in its text, metadata and sequence."""
+    return sum(map(len, _compare(store, old, new, chunks=False).differing.values()))
 
 
 def check_documents(found: Complete) -> Check:
@@ -107,13 +102,39 @@ def check_points(found: Complete) -> Check:
     return Check("points", outcome, found.foreign + abs(torn), "0 are wrong", said)
 
 
+@dataclass(frozen=True)
+class _Compared:
+    """Documents of the old version, chunks that heads of the new one promise, buckets and documents that differ."""
+
+    documents: int
+    promised: int
+    buckets: int
+    differing: dict[str, set[Key]]
+
+
+def _compare(store: Store, old: str, new: str, chunks: bool) -> _Compared:
+    (before, documents, _), (after, _, promised) = (_buckets(store, side, chunks) for side in (old, new))
+    buckets = {n for n, (left, right) in enumerate(zip(before, after, strict=True)) if left != right}
+    theirs, ours = ({}, {}) if not buckets else (_within(store, side, buckets) for side in (old, new))
+    writing = {key for side in (theirs, ours) for key, head in side.items() if head.writing}
+    both = theirs.keys() & ours.keys() - writing
+    differing = {
+        "missing": theirs.keys() - ours.keys() - writing,
+        "changed": {key for key in both if _said(theirs[key], chunks) != _said(ours[key], chunks)},
+        "extra": ours.keys() - theirs.keys() - writing,
+        "writing": writing,
+    }
+    return _Compared(documents, promised, len(buckets), differing)
+
+
 def _buckets(store: Store, physical: str, chunks: bool) -> tuple[list[int], int, int]:
     """One number a bucket, the exclusive or of its documents' hashes; how many documents, and chunks, there are."""
     buckets = [0] * BUCKETS
     documents = promised = 0
     for page in scan_documents(store, physical):
         for key, head in page.items():
-            said = json.dumps([*key, *_said(head, chunks)], ensure_ascii=False)
+            half = [physical] if head.writing else []  # which is like nothing, also where both sides are
+            said = json.dumps([*key, *_said(head, chunks), *half], ensure_ascii=False)
             hashed = hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest()
             buckets[_bucket(key)] ^= int.from_bytes(hashed, "big")
             documents += 1
@@ -130,9 +151,8 @@ def _bucket(key: Key) -> int:
     return uuid.UUID(point_id(*key, 0)).int % BUCKETS
 
 
-def _said(head: Head, chunks: bool) -> tuple[str, str, int, int, bool]:
-    count = head.chunk_count if chunks else 0
-    return head.text_hash, head.metadata_hash, head.sequence, count, head.writing
+def _said(head: Head, chunks: bool) -> tuple[str, str, int, int]:
+    return head.text_hash, head.metadata_hash, head.sequence, head.chunk_count if chunks else 0
 
 
 def _versions(store: Store, physical: str) -> Iterator[str]:
@@ -142,4 +162,4 @@ def _versions(store: Store, physical: str) -> Iterator[str]:
 
 
 def _named(keys: set[Key]) -> list[str]:
-    return ["/".join(filter(None, key)) for key in sorted(keys)[:_SHOWN]]
+    return [document_name(*key) for key in sorted(keys)[:_SHOWN]]

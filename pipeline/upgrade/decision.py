@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
+from pipeline.evaluation.bootstrap import Paired
 
 Outcome = Literal["pass", "hold", "fail"]
 
@@ -16,7 +15,6 @@ HELD, FAILED = 5, 6
 """The exit codes of a gate that does not open."""
 
 _EXIT_CODES: dict[Outcome, int] = {"pass": 0, "hold": HELD, "fail": FAILED}
-_RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
@@ -30,19 +28,6 @@ class Check:
     sentence: str
 
 
-@dataclass(frozen=True)
-class Paired:
-    """The mean of differences of one value a query, with its 95 % interval."""
-
-    mean: float
-    low: float
-    high: float
-    queries: int
-
-    def __str__(self) -> str:
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
-
-
 def outcome_of(checks: Sequence[Check]) -> Outcome:
     """Fail where one failed, hold where one holds or there are none, else pass."""
     found = {check.outcome for check in checks}
@@ -52,23 +37,6 @@ def outcome_of(checks: Sequence[Check]) -> Outcome:
 def exit_code_of(outcome: Outcome) -> int:
     """0 pass, 5 hold, 6 fail."""
     return _EXIT_CODES[outcome]
-
-
-def paired(differences: NDArray[np.float64], seed: int = 0) -> Paired:
-    """The mean of float64[n], n > 0, and its interval by a bootstrap over queries, which are drawn again as pairs.
-
-    Efron & Tibshirani (1993) §13.3; for retrieval Smucker et al. (CIKM 2007).
-    """
-    generator = np.random.default_rng(seed)
-    step = max(1, (1 << 22) // len(differences))
-    means = [
-        differences[
-            generator.integers(0, len(differences), (min(step, _RESAMPLES - at), len(differences)))
-        ].mean(axis=1)
-        for at in range(0, _RESAMPLES, step)
-    ]
-    low, high = np.quantile(np.concatenate(means), (0.025, 0.975))
-    return Paired(float(differences.mean()), float(low), float(high), len(differences))
 
 
 def judge_difference(found: Paired, tolerance: float, least: int, lost: float = 0.0) -> tuple[Outcome, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pipeline.stores import Head, Key, Store, read_heads, scan_documents
+from pipeline.stores import Head, Key
 
 
 @dataclass(frozen=True)
@@ -105,22 +105,5 @@ def compare(source: Mapping[Key, Head], target: Mapping[Key, Head], accept: froz
     return found
 
 
-def count_differing(store: Store, source: str, target: str) -> int:
-    """How many documents one version has and the other has not, or not whole in its text, metadata and sequence."""
-    differing = 0
-    for page in scan_documents(store, source):
-        held = read_heads(store, target, list(page))
-        differing += sum(
-            key not in held or head.writing or _said(held[key]) != _said(head) for key, head in page.items()
-        )
-    for page in scan_documents(store, target):
-        differing += len(page.keys() - read_heads(store, source, list(page)).keys())
-    return differing
-
-
 def _same_text(head: Head, held: Head, accept: frozenset[str]) -> bool:
     return head.text_hash == held.text_hash and held.encoder_version in accept and not held.writing
-
-
-def _said(head: Head) -> tuple[str, str, int, bool]:
-    return head.text_hash, head.metadata_hash, head.sequence, head.writing

@@ -17,12 +17,13 @@ from pipeline.config import DEFAULT_ENCODER, EncoderConfig, GateConfig, Settings
 from pipeline.errors import CollectionMismatch
 from pipeline.evaluation import read_queries
 from pipeline.evaluation.bm25 import rank_by_words
+from pipeline.evaluation.bootstrap import paired
 from pipeline.schemas import Observer, Progress
 from pipeline.search import Searcher
 from pipeline.stores import NEXT, Store, collection, count_stored, name_of
 from pipeline.upgrade.asking import AT, ann_recall, ask, overlap
 from pipeline.upgrade.completeness import check_documents, check_points, compare_versions
-from pipeline.upgrade.decision import Check, Outcome, judge_difference, judge_share, paired
+from pipeline.upgrade.decision import Check, Outcome, judge_difference, judge_share
 from pipeline.upgrade.questions import Questions, read_questions, sample_questions, texts_of
 from pipeline.upgrade.tasks import answer_task, open_task
 from pipeline.upgrade.verdict import Compared, Verdict, compare_ranked
@@ -50,16 +51,19 @@ def judge_upgrade(
     observe: Observer = lambda _: None,
     *,
     behind: bool = False,
+    moved: str = "",
 ) -> Verdict:
     """Judge `NAME@next` against `NAME` in an open store, by the encoders that their contracts name; changes nothing.
 
     behind: documents that only one of them holds as they are do not count, as whoever promotes brings them over.
+    moved: where the encoder of `NAME@next` is now, "" where the contract says.
     Raises CollectionMismatch where there is no such version, and what loading an encoder raises.
     """
     name = name_of(settings.store.collection)
+    hows = _run_only(settings.encoder), _run_only(settings.encoder, moved)
     with ExitStack() as stack:
         sides = []
-        for alias in (name, name + NEXT):
+        for alias, how in zip((name, name + NEXT), hows, strict=True):
             physical = collection.resolve(store, alias)
             if physical is None:
                 raise CollectionMismatch(
@@ -69,9 +73,9 @@ def judge_upgrade(
                 )
             config = settings.store.model_copy(update={"collection": alias})
             observe(Progress("preparing the encoder"))
-            sides.append(Searcher.open(store, physical, config, _run_only(settings.encoder)))
+            sides.append(Searcher.open(store, physical, config, how))
             stack.callback(sides[-1].close)
-        return judge(store, sides[0], sides[1], golden, settings, observe, behind=behind)
+        return judge(store, sides[0], sides[1], golden, settings, observe, behind=behind, moved=moved)
 
 
 def judge(
@@ -83,6 +87,7 @@ def judge(
     observe: Observer = lambda _: None,
     *,
     behind: bool = False,
+    moved: str = "",
 ) -> Verdict:
     """Whether readers of `old` may be moved to `new`; changes nothing, and may be repeated."""
     bars = settings.gate
@@ -97,8 +102,10 @@ def judge(
         before, after = before.and_more(more[0]), after.and_more(more[1])
     observe(Progress("comparing with exact searches"))
     found = ann_recall(new, after.vectors[:_MOST_VECTORS])
-    how = _run_only(settings.encoder)
-    encoders = old.contract.encoder_config(how), new.contract.encoder_config(how)
+    encoders = (
+        old.contract.encoder_config(_run_only(settings.encoder)),
+        new.contract.encoder_config(_run_only(settings.encoder, moved)),
+    )
     for task in tasks:
         answers = answer_task(task, settings, *encoders, observe)
         compared.append(compare_ranked(answers.questions, answers.old, answers.new, answers.words))
@@ -133,7 +140,7 @@ def _by_words(
     if count_stored(store, searcher.physical).points > _MOST_TEXTS:
         return None
     observe(Progress("ranking by words"))
-    owners, texts = texts_of(store, searcher.physical, searcher.contract.profile)
+    owners, texts = texts_of(store, searcher.physical, searcher.contract.profile, questions)
     found = rank_by_words(texts, owners, list(questions.texts.values()), AT)
     return dict(zip(questions.texts, found, strict=True))
 
@@ -190,6 +197,6 @@ def _latency(old: NDArray[np.float64], new: NDArray[np.float64], bars: GateConfi
     return Check("latency", "pass" if new99 <= bars.max_latency_s else "fail", round(new99, 5), bar, said)
 
 
-def _run_only(how: EncoderConfig) -> EncoderConfig:
-    """How encoders are run, without which: that is for the contracts to say."""
-    return how.model_copy(update={"model": DEFAULT_ENCODER, "codes": ""})
+def _run_only(how: EncoderConfig, moved: str = "") -> EncoderConfig:
+    """How encoders are run, without which: that is for the contracts to say, but for where one has moved to."""
+    return how.model_copy(update={"model": moved or DEFAULT_ENCODER, "codes": ""})

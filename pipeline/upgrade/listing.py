@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pipeline.config import Settings
 from pipeline.stores import Store, collection, count_stored
 from pipeline.upgrade.promotion import settle
-from pipeline.upgrade.versions import Version, Versions, count_points, opened, read_record
+from pipeline.upgrade.versions import Version, Versions, count_points, opened, read_record, unused
 from pipeline.versions import Contract
 
-Role = Literal["serving", "next", "previous", "unused"]
+Role = Literal["serving", "next", "previous", "other", "unused"]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,9 @@ class Listed:
     """A version of a collection. `by_version`: points by the encoder version that made their vectors.
 
     `bridges`: the fingerprints of those that mapped some of them. `since`: when it took its role, "" where that is not
-    on record. A version that is `unused` has no alias: what made it died before it was whole.
+    on record. A version that is `unused` has no alias: what made it died before it was whole; of an `other` one the
+    alias is not ours. `vector_bytes`: points times what their vectors take as they are written, an estimate: without
+    payloads, graph and quantization, which no store tells.
     """
 
     role: Role
@@ -30,6 +32,7 @@ class Listed:
     codes_bits: int
     documents: int
     points: int
+    vector_bytes: int
     by_version: dict[str, int]
     bridges: tuple[str, ...]
     since: str
@@ -49,17 +52,19 @@ def list_versions(settings: Settings) -> list[Listed]:
             roles[versions.next.physical] = "next"
         if versions.previous:
             roles[versions.previous.physical] = "previous"
+        free = unused(store, versions.name)
         others = [name for name in collection.versions(store, versions.name) if name not in roles]
-        roles |= dict.fromkeys(others, "unused")
+        roles |= {name: "unused" if name in free else "other" for name in others}
         return [_listed(store, versions, name, role) for name, role in roles.items()]
 
 
-_SINCE = {"serving": "promoted", "next": "began", "previous": "replaced", "unused": ""}
+_SINCE = {"serving": "promoted", "next": "began", "previous": "replaced", "other": "", "unused": ""}
 
 
 def _listed(store: Store, versions: Versions, physical: str, role: Role) -> Listed:
     contract = Contract.read(collection.read_metadata(store, physical), physical)
     said, held = read_record(store, physical), count_stored(store, physical)
+    version = Version(versions.name, physical, contract)
     return Listed(
         role,
         physical,
@@ -69,7 +74,8 @@ def _listed(store: Store, versions: Versions, physical: str, role: Role) -> List
         contract.codes.bits if contract.codes else 0,
         held.documents,
         held.points,
-        count_points(store, Version(versions.name, physical, contract)),
+        held.points * version.vector_bytes,
+        count_points(store, version),
         tuple(sorted(set(contract.compatible.values()))),
         said.get(_SINCE[role], ""),
         said.get("way", ""),

@@ -2,18 +2,22 @@
 
     thread "read"    compare heads ► read what differs ► tokenize      ─┐ windows
     calling thread   embed the texts, or map the vectors by a bridge   ─┤ windows with their vectors
-    thread "write"   write, patch, remove what was forgotten meanwhile ─┘
+    thread "write"   wait for a turn, write, patch                     ─┘
 
 It remembers nothing: both versions are the truth, and a document is what its head says. New and changed documents are
 copied chunk by chunk as they stand, with vectors of the target's own; where metadata alone is new, payloads are written
 over; what the source does not have any more is deleted. So it can be killed at any moment and run again, and repeated
 while others write the source until nothing differs; and what was deleted there never comes back, for it is not there.
+
+What was forgotten is asked in the turn in which something is written, and who forgets waits for the end of it: a
+document that was read before it was forgotten is not written after, wherever the mirror dies.
 """
 
 from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from contextvars import copy_context
 from dataclasses import replace
 
@@ -22,10 +26,19 @@ from numpy.typing import NDArray
 
 from pipeline.lane.pipe import Pipe, PipeClosed
 from pipeline.schemas import Observer
-from pipeline.stores import DocumentWriter, Store, Suppressions, Tombstones, read_heads, scan_documents
+from pipeline.stores import (
+    DocumentWriter,
+    Store,
+    Suppressions,
+    Tombstones,
+    read_heads,
+    remove_held,
+    scan_documents,
+)
 from pipeline.upgrade.difference import Mirrored, Sides
 from pipeline.upgrade.limits import Limits
 from pipeline.upgrade.reading import Reading, Window
+from pipeline.upgrade.turns import Turn
 from pipeline.upgrade.vectors import Maker
 from pipeline.upgrade.writing import Writing
 
@@ -39,17 +52,20 @@ def mirror(
     limits: Limits,
     stop: threading.Event,
     observe: Observer = lambda _: None,
+    turn: Turn | None = None,
 ) -> Mirrored:
     """Make the target what the source is, in one pass over both; vectors are the maker's.
 
     A crash leaves a target that the next pass brings in step. Ends early, with all documents whole, once `stop` is set.
-    The caller holds the target's lease, and the store is guarded by it; the source is only read.
+    Whatever is written is written in a `turn`. Of two versions the caller holds the target's lease, by which the store
+    is guarded, and the source is only read; in place others may write between two turns.
     """
+    turn = turn or (lambda: nullcontext(store))
     reading = Reading(store, sides, maker, limits, stop, observe)
-    writing = Writing(store, sides, maker.maps)
-    tombstones = 0 if sides.in_place else mirror_tombstones(store, sides.source, sides.target)
+    writing = Writing(sides, maker.maps, turn)
+    tombstones = 0 if sides.in_place else mirror_tombstones(store, sides, turn)
     _copy(reading, maker, writing, sum(sides.widths.values()))
-    deleted = 0 if sides.in_place else _delete_absent(store, sides, stop)
+    deleted = 0 if sides.in_place else _delete_absent(store, sides, stop, turn)
     store.flush()
     return replace(
         writing.done,
@@ -62,30 +78,24 @@ def mirror(
     )
 
 
-def mirror_tombstones(store: Store, source: str, target: str) -> int:
+def mirror_tombstones(store: Store, sides: Sides, turn: Turn) -> int:
     """Give the target the source's tombstones and no others; how many were set or removed. Safe to repeat."""
-    theirs, ours = Tombstones(store, source), Tombstones(store, target)
+    theirs, ours = Tombstones(store, sides.source), Tombstones(store, sides.target)
     changed = 0
     for page in theirs.scan():
         held = ours.find(list(page))
         fresh = {key: sequence for key, sequence in page.items() if held.get(key) != sequence}
-        ours.set(fresh)
+        if fresh:
+            with turn() as guarded:
+                for key in Suppressions(guarded, sides.name).find(list(fresh)):
+                    del fresh[key]
+                Tombstones(guarded, sides.target).set(fresh)
         changed += len(fresh)
     for page in ours.scan():
         gone = page.keys() - theirs.find(list(page)).keys()
         ours.remove(gone)
         changed += len(gone)
     return changed
-
-
-def remove_forgotten(store: Store, name: str, physical: str) -> int:
-    """Remove what was forgotten while a run filled this version, which looks before it writes; how much there was."""
-    suppressions, writer, removed = Suppressions(store, name), DocumentWriter(store, physical), 0
-    for page in scan_documents(store, physical):
-        gone = suppressions.find(list(page))
-        writer.delete(sorted(gone), page)
-        removed += len(gone)
-    return removed
 
 
 def _copy(reading: Reading, maker: Maker, writing: Writing, width: int) -> None:
@@ -130,13 +140,20 @@ def _write(writing: Writing, made: Pipe[_Made]) -> None:
         raise
 
 
-def _delete_absent(store: Store, sides: Sides, stop: threading.Event) -> int:
+def _delete_absent(store: Store, sides: Sides, stop: threading.Event, turn: Turn) -> int:
     """Delete the documents of the target that the source does not have; how many there were."""
-    writer, deleted = DocumentWriter(store, sides.target), 0
+    deleted = 0
     for page in scan_documents(store, sides.target):
         if stop.is_set():
             break
-        gone = page.keys() - read_heads(store, sides.source, list(page)).keys()
-        writer.delete(sorted(gone), page)
+        gone = sorted(page.keys() - read_heads(store, sides.source, list(page)).keys())
+        if not gone:
+            continue
+        with turn() as guarded:
+            forgotten = Suppressions(guarded, sides.name).find(gone)  # perhaps they are gone already
+            for key in forgotten:
+                remove_held(guarded, sides.target, "points", key)
+            writer = DocumentWriter(guarded, sides.target)
+            writer.delete([key for key in gone if key not in forgotten], page)
         deleted += len(gone)
     return deleted

@@ -16,11 +16,24 @@ from pipeline import logs
 from pipeline.config import EncoderConfig, Settings
 from pipeline.errors import UpgradeRefused
 from pipeline.schemas import Observer, Progress
-from pipeline.stores import NEXT, PREVIOUS, Store, collection, count_stored
-from pipeline.upgrade.difference import Mirrored, Sides, count_differing
+from pipeline.stores import NEXT, PREVIOUS, Foreign, Store, collection, count_stored
+from pipeline.upgrade.completeness import count_differing
+from pipeline.upgrade.difference import Mirrored, Sides
 from pipeline.upgrade.limits import Limits
-from pipeline.upgrade.mirror import mirror, mirror_tombstones, remove_forgotten
-from pipeline.upgrade.versions import Version, Versions, drop, leased, moment, opened, read_record, record
+from pipeline.upgrade.mirror import mirror, mirror_tombstones
+from pipeline.upgrade.turns import turns_beside
+from pipeline.upgrade.versions import (
+    Version,
+    Versions,
+    drop,
+    leased,
+    moment,
+    not_carried,
+    opened,
+    read_record,
+    record,
+    unused,
+)
 
 log = logs.logger(__name__)
 
@@ -45,12 +58,16 @@ Judge = Callable[[Store], Verdict]
 
 @dataclass(frozen=True)
 class Swapped:
-    """Which physical collection serves now, and which did before; `caught_up` documents were changed meanwhile."""
+    """Which physical collection serves now, and which did before; `caught_up` documents were changed meanwhile.
+
+    `not_carried`: what other programs have put into the one before.
+    """
 
     collection: str
     serving: str
     before: str
     caught_up: int
+    not_carried: Foreign
     verdict: Mapping[str, Any] | None = None
 
     def as_dict(self) -> dict[str, Any]:
@@ -96,7 +113,8 @@ def promote(
                 record(store, versions.serving.physical, {"replaced": moment(), "by": candidate.physical})
                 _swap(alone, name, serving=candidate, kept=versions.serving, kept_as=PREVIOUS, gone=NEXT)
                 record(store, candidate.physical, {"promoted": moment()})
-    return Swapped(name, candidate.physical, versions.serving.physical, caught_up, verdict.as_dict())
+        lost = not_carried(store, versions.serving, candidate)
+    return Swapped(name, candidate.physical, versions.serving.physical, caught_up, lost, verdict.as_dict())
 
 
 def rollback(
@@ -132,7 +150,8 @@ def rollback(
                 caught_up += side.catch_up(stop, observe, last=True)
                 _swap(alone, name, serving=previous, kept=versions.serving, kept_as=NEXT, gone=PREVIOUS)
                 record(store, previous.physical, {"rolled_back": moment()})
-    return Swapped(name, previous.physical, versions.serving.physical, caught_up)
+        lost = not_carried(store, versions.serving, previous)
+    return Swapped(name, previous.physical, versions.serving.physical, caught_up, lost)
 
 
 def retire(settings: Settings, stop: threading.Event, now: bool = False, candidate: bool = False) -> str:
@@ -153,6 +172,22 @@ def retire(settings: Settings, stop: threading.Event, now: bool = False, candida
             drop(guarded, gone.physical)
     log.info("version_retired", collection=versions.name, physical=gone.physical)
     return gone.physical
+
+
+def retire_unused(settings: Settings, stop: threading.Event) -> list[str]:
+    """Delete the versions that no alias names, of commands that died before they were whole; their physical names.
+
+    Safe to repeat after a crash. Raises CollectionHeld while one is being made.
+    """
+    with (
+        opened(settings) as (store, versions),
+        leased(store, settings, versions.name + NEXT, "retire", stop) as guarded,
+    ):
+        gone = unused(store, versions.name)
+        for physical in gone:
+            drop(guarded, physical)
+    log.info("versions_retired", collection=versions.name, physical=gone)
+    return gone
 
 
 def settle(store: Store, versions: Versions) -> Versions:
@@ -184,8 +219,8 @@ class _Side:
         """
         serving, target = self.versions.serving, self.target
         if not serving.contract.chunker_versions & target.contract.chunker_versions:
-            changed = mirror_tombstones(self.store, serving.physical, target.physical)
-            changed += remove_forgotten(self.store, self.versions.name, target.physical)
+            turn = turns_beside(self.store, self.settings, self.versions.name, "promote", stop)
+            changed = mirror_tombstones(self.store, self._sides, turn)
             self._check_same(count_differing(self.store, serving.physical, target.physical))
             _check_not_stopped(stop)
             return changed
@@ -198,13 +233,17 @@ class _Side:
             self._check_same(abs(held[0] - held[1]))
         return done.changed
 
+    @property
+    def _sides(self) -> Sides:
+        accept, name = self.target.contract.encoder_versions, self.versions.name
+        source, target = self.versions.serving.physical, self.target.physical
+        return Sides(name, source, target, self.target.widths, accept)
+
     def _mirror(self, stop: threading.Event, observe: Observer) -> Mirrored:
-        serving, target = self.versions.serving, self.target
-        accept = target.contract.encoder_versions
-        sides = Sides(self.versions.name, serving.physical, target.physical, target.widths, accept)
-        maker = target.embedder(self.how, self.settings.run.window_tokens)
+        turn = turns_beside(self.store, self.settings, self.versions.name, "promote", stop)
+        maker = self.target.embedder(self.how, self.settings.run.window_tokens)
         try:
-            return mirror(self.store, sides, maker, Limits(), stop, observe)
+            return mirror(self.store, self._sides, maker, Limits(), stop, observe, turn)
         finally:
             maker.close()
 

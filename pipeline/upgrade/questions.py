@@ -5,31 +5,48 @@ A sentence is a known item: a version that is any good finds the document that i
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pipeline.chunking.boundaries import sentence_starts
+from pipeline.chunking.sentences import LEAST_WORDS, whole_sentences
 from pipeline.errors import UsageError
 from pipeline.evaluation import Qrels, read_qrels, read_queries
 from pipeline.stores import OURS, Store, profile_named
 from pipeline.upgrade.sampling import draw
 
-_LEAST_WORDS = 4
 _PAGE = 200
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Queries by id, and what is relevant to each; `judged` by people, or known to be where the query is from."""
+    """Queries by id, and what is relevant to each; `judged` by people, or known to be where the query is from.
+
+    Documents are named as `document_name` does; judgements may name them by their ids alone.
+    """
 
     texts: Mapping[str, str]
     relevant: Qrels
     judged: bool
     source: str
+
+    @cached_property
+    def documents(self) -> frozenset[str]:
+        """All that is said to be relevant, or not, to any query."""
+        return frozenset(document for grades in self.relevant.values() for document in grades)
+
+    def name(self, namespace: str, document_id: str) -> str:
+        """What a document is called among these questions and their answers."""
+        name = document_name(namespace, document_id)
+        return document_id if self.judged and name not in self.documents else name
+
+
+def document_name(namespace: str, document_id: str) -> str:
+    """A document by its id, in a namespace behind that: two namespaces may have the same ids."""
+    return f"{namespace}/{document_id}" if namespace else document_id
 
 
 def read_questions(queries: Path, qrels: Path) -> Questions:
@@ -60,8 +77,9 @@ def sample_questions(store: Store, physical: str, profile: str, count: int, seed
     for chunk in draw(store, physical, count, seed):
         ours = chunk.payload[OURS]
         sentences = _sentences(_text(chunk.payload, profile))
-        name = f"{ours['document_id']}#{ours['chunk_index']}"
-        drawn.append((name, ours["document_id"], choose.sample(sentences, len(sentences))))
+        document = document_name(ours["namespace"], ours["document_id"])
+        name = f"{document}#{ours['chunk_index']}"
+        drawn.append((name, document, choose.sample(sentences, len(sentences))))
     texts: dict[str, str] = {}
     relevant: dict[str, dict[str, int]] = {}
     for number in range(max((len(sentences) for _, _, sentences in drawn), default=0)):
@@ -72,14 +90,14 @@ def sample_questions(store: Store, physical: str, profile: str, count: int, seed
     return Questions(texts, relevant, False, "sentences of stored chunks")
 
 
-def texts_of(store: Store, physical: str, profile: str) -> tuple[list[str], list[str]]:
-    """The documents' ids and the texts of all chunks of ours, in memory."""
+def texts_of(store: Store, physical: str, profile: str, questions: Questions) -> tuple[list[str], list[str]]:
+    """The documents by name and the texts of all chunks of ours, in memory."""
     owners, texts = [], []
     offset: str | None = None
     while True:
         records, offset = store.scroll(physical, limit=_PAGE, offset=offset)
         for payload in (one.payload for one in records if one.payload and OURS in one.payload):
-            owners.append(payload[OURS]["document_id"])
+            owners.append(questions.name(payload[OURS]["namespace"], payload[OURS]["document_id"]))
             texts.append(_text(payload, profile))
         if offset is None:
             return owners, texts
@@ -94,11 +112,9 @@ def _text(payload: Mapping[str, Any], profile: str) -> str:
 
 def _sentences(text: str) -> list[str]:
     """A text's sentences, or the first half of the words of one that is a single sentence; none of a few words."""
-    starts = [0, *sentence_starts(text), len(text)]
-    sentences = [" ".join(text[a:b].split()) for a, b in itertools.pairwise(starts)]
-    whole = [one for one in sentences if len(one.split()) >= _LEAST_WORDS]
+    whole = whole_sentences(text)
     if len(whole) > 1:
         return whole
     words = text.split()
     half = len(words) // 2
-    return [" ".join(words[:half])] if half >= _LEAST_WORDS else []
+    return [" ".join(words[:half])] if half >= LEAST_WORDS else []

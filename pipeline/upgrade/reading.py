@@ -129,12 +129,12 @@ class Reading:
         """Read the documents to be copied, as far as the limits go; those that cannot be are rejected."""
         decided = 0
         for document in self._whole(texts, held):
-            why = next(filter(None, map(self._maker.refuses, document.given)), "")
+            why = next(filter(None, map(self._maker.refuses, document.given)), None)
             if not why and not self._limits.take(document.tokens):
                 break
             decided += 1
             if why:
-                self.rejected.append(Untaken(*document.key, "too_long", why))
+                self.rejected.append(Untaken(*document.key, *why))
             else:
                 yield document
         self.left += len(texts) - decided

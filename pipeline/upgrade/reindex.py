@@ -12,14 +12,15 @@ from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.ingest import Executor, ingest
 from pipeline.schemas import Observer, Progress
-from pipeline.stores import NEXT, Store
+from pipeline.stores import NEXT, Foreign, Store
 from pipeline.summary import Summary
 from pipeline.upgrade.candidate import WHY, Target, Way, aim, open_candidate
 from pipeline.upgrade.difference import Mirrored, Sides
 from pipeline.upgrade.limits import Limits
-from pipeline.upgrade.mirror import mirror, mirror_tombstones, remove_forgotten
+from pipeline.upgrade.mirror import mirror, mirror_tombstones
+from pipeline.upgrade.turns import Turn, turns_beside, turns_within
 from pipeline.upgrade.vectors import Maker
-from pipeline.upgrade.versions import Version, Versions, count_points, leased, opened
+from pipeline.upgrade.versions import Version, Versions, count_points, leased, not_carried, opened
 
 _PASSES = 4  # over a collection that others go on changing; what differs then is left for the next run
 
@@ -28,7 +29,8 @@ _PASSES = 4  # over a collection that others go on changing; what differs then i
 class Reindexed:
     """What a run did for the version `physical`, whose `points` are told by the encoder version of their vectors.
 
-    `complete`: it held all that the serving version did when that was read last, embedded or mapped.
+    `complete`: it held all that the serving version did when that was read last, embedded or mapped. `not_carried`:
+    what other programs have put there, and no run of ours brings over.
     """
 
     collection: str
@@ -40,6 +42,7 @@ class Reindexed:
     done: Mirrored = field(default_factory=Mirrored)
     ingested: Summary | None = None
     limit_reached: bool = False
+    not_carried: Foreign = field(default_factory=Foreign)
 
     @property
     def exit_code(self) -> int:
@@ -60,6 +63,7 @@ class Reindexed:
             "complete": self.complete,
             **self.done.as_dict(),
             "limit_reached": self.limit_reached,
+            "not_carried": vars(self.not_carried),
             "ingested": self.ingested.as_dict() if self.ingested else None,
             "exit_code": self.exit_code,
         }
@@ -86,90 +90,79 @@ def reindex(
         )
     with opened(settings) as (store, versions):
         observe(Progress("preparing the encoder"))
-        way, target = aim(versions, settings, source, bridge)
-        if way in (Way.NOTHING, Way.IN_PLACE):
-            return _in_place(store, versions, way, settings, limits, stop, observe)
+        way, target = aim(store, versions, settings, source, bridge)
+        if way is Way.NOTHING:
+            return _told(store, versions.name, way, versions.serving, Mirrored(), True, limits)
+        # That of the candidate excludes other builds and swaps, also where none is built; live runs do not need it.
         with leased(store, settings, versions.name + NEXT, "reindex", stop) as guarded:
             versions.confirm(store)
+            if way is Way.IN_PLACE:
+                within = turns_within(guarded, settings, versions.name, "reindex", stop)
+                return _in_place(_Passes(guarded, within, stop, observe), versions, settings, limits)
             candidate = open_candidate(guarded, versions, way, target)
+            turn = turns_beside(guarded, settings, versions.name, "reindex", stop)
             if way is not Way.SOURCE:
-                return _fill(guarded, versions, candidate, way, target, limits, stop, observe)
-            mirror_tombstones(guarded, versions.serving.physical, candidate.physical)
+                passes = _Passes(guarded, turn, stop, observe)
+                return _fill(passes, versions, candidate, way, target, limits)
+            mirror_tombstones(guarded, _sides(versions, candidate, frozenset()), turn)
     summary = ingest(source, target.settings, executor(), stop, observe)
-    with opened(settings) as (store, _), leased(store, settings, candidate.alias, "reindex", stop) as guarded:
-        remove_forgotten(guarded, versions.name, candidate.physical)
-        points = count_points(store, candidate)
-    complete = summary.exit_code == 0
-    return Reindexed(
-        versions.name, way, candidate.physical, target.spec.version, points, complete, ingested=summary
-    )
+    with opened(settings) as (store, _):
+        points, lost = count_points(store, candidate), not_carried(store, versions.serving, candidate)
+    complete, version = summary.exit_code == 0, target.spec.version
+    done = Reindexed(versions.name, way, candidate.physical, version, points, complete, ingested=summary)
+    return replace(done, not_carried=lost)
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Passes of the mirror over a store; what they write, they write in turns."""
+
+    store: Store
+    turn: Turn
+    stop: threading.Event
+    observe: Observer
+
+    def run(self, sides: Sides, maker: Maker, limits: Limits) -> Mirrored:
+        """Passes until one finds nothing that it can do, or enough are done; frees the maker."""
+        total = Mirrored()
+        try:
+            for _ in range(_PASSES):
+                done = mirror(self.store, sides, maker, limits, self.stop, self.observe, self.turn)
+                total = done.after(total)
+                if not done.changed or self.stop.is_set() or limits.reached:
+                    break
+        finally:
+            maker.close()
+        return total
 
 
 def _fill(
-    store: Store,
-    versions: Versions,
-    candidate: Version,
-    way: Way,
-    target: Target,
-    limits: Limits,
-    stop: threading.Event,
-    observe: Observer,
+    passes: _Passes, versions: Versions, candidate: Version, way: Way, target: Target, limits: Limits
 ) -> Reindexed:
     """Map all documents first, where there is a bridge; then embed those that are not, as far as the limits go."""
     done, complete = Mirrored(), False
     sides = _sides(versions, candidate, candidate.contract.encoder_versions)
     if target.bridge:
-        done = _passes(
-            store, sides, target.mapper(versions.serving), Limits(hours=limits.hours), stop, observe
-        )
+        done = passes.run(sides, target.mapper(versions.serving), Limits(hours=limits.hours))
         complete = done.equal
-    if not stop.is_set():
+    if not passes.stop.is_set():
         maker = candidate.embedder(target.settings.encoder, target.settings.run.window_tokens)
         embedded = replace(sides, accept=frozenset({candidate.contract.encoder_version}))
-        try:
-            done = _passes(store, embedded, maker, limits, stop, observe).after(done)
-        finally:
-            maker.close()
+        done = passes.run(embedded, maker, limits).after(done)
         complete = complete or done.equal
-    candidate = _without_family(store, candidate)
-    return _told(store, versions.name, way, candidate, done, complete, limits)
+    candidate = _without_family(passes.store, candidate)
+    told = _told(passes.store, versions.name, way, candidate, done, complete, limits)
+    return replace(told, not_carried=not_carried(passes.store, versions.serving, candidate))
 
 
-def _in_place(
-    store: Store,
-    versions: Versions,
-    way: Way,
-    settings: Settings,
-    limits: Limits,
-    stop: threading.Event,
-    observe: Observer,
-) -> Reindexed:
-    """Embed what was mapped, over itself, with the lease of the collection: nobody else writes it meanwhile."""
-    serving, done = versions.serving, Mirrored()
-    if way is Way.IN_PLACE:
-        sides = _sides(versions, serving, frozenset({serving.contract.encoder_version}))
-        maker = serving.embedder(settings.encoder, settings.run.window_tokens)
-        try:
-            with leased(store, settings, versions.name, "reindex", stop) as guarded:
-                versions.confirm(store)
-                done = _passes(guarded, sides, maker, limits, stop, observe)
-                serving = _without_family(guarded, serving)
-        finally:
-            maker.close()
-    return _told(store, versions.name, way, serving, done, True, limits)
-
-
-def _passes(
-    store: Store, sides: Sides, maker: Maker, limits: Limits, stop: threading.Event, observe: Observer
-) -> Mirrored:
-    """Passes until one finds nothing that it can do, or enough are done."""
-    total = Mirrored()
-    for _ in range(_PASSES):
-        done = mirror(store, sides, maker, limits, stop, observe)
-        total = done.after(total)
-        if not done.changed or stop.is_set() or limits.reached:
-            break
-    return total
+def _in_place(passes: _Passes, versions: Versions, settings: Settings, limits: Limits) -> Reindexed:
+    """Embed what was mapped, over itself; others write between two turns, and what they have changed stays so."""
+    serving = versions.serving
+    sides = _sides(versions, serving, frozenset({serving.contract.encoder_version}))
+    maker = serving.embedder(settings.encoder, settings.run.window_tokens)
+    done = passes.run(sides, maker, limits)
+    serving = _without_family(passes.store, serving)
+    return _told(passes.store, versions.name, Way.IN_PLACE, serving, done, True, limits)
 
 
 def _sides(versions: Versions, target: Version, accept: frozenset[str]) -> Sides:

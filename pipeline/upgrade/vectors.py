@@ -11,13 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.codes import Binarizer, to_rows
-from pipeline.encoders import Encoder
+from pipeline.encoders import LATE, Encoder
 from pipeline.errors import InputsTooLarge
 from pipeline.stores import Chunk, Profile
 from pipeline.versions import Bridge
 
 BRIDGE = "bridge"
 """The key, among our own, under which a point whose vector was mapped names the bridge by its fingerprint."""
+
+Refusal = tuple[str, str]
+"""A reason in a word, and in a sentence."""
 
 
 class Maker(Protocol):
@@ -37,8 +40,8 @@ class Maker(Protocol):
     def tokens(self, given: NDArray[Any]) -> int:
         """How many tokens are to be embedded for it."""
 
-    def refuses(self, given: NDArray[Any]) -> str:
-        """Why no vector can be made from it; "" where one can."""
+    def refuses(self, given: NDArray[Any]) -> Refusal | None:
+        """Why no vector can be made from it; None where one can."""
 
     def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """float32[n, width]: the vectors of a point side by side, as the target has them; NaN where none was made."""
@@ -81,10 +84,14 @@ class Embedder:
         """See `Maker`."""
         return len(given)
 
-    def refuses(self, given: NDArray[Any]) -> str:
-        """See `Maker`."""
-        most = self._encoder.spec.max_tokens
-        return f"a chunk of {len(given)} tokens, and this encoder takes {most}" if len(given) > most else ""
+    def refuses(self, given: NDArray[Any]) -> Refusal | None:
+        """See `Maker`: a chunk is too long, or made into a vector within its whole document alone."""
+        spec = self._encoder.spec
+        if spec.long and spec.long.method == LATE:
+            return "late_chunking", f"encoder.long = {LATE!r} embeds a chunk within its whole document alone"
+        if len(given) > spec.max_tokens:
+            return "too_long", f"a chunk of {len(given)} tokens, and this encoder takes {spec.max_tokens}"
+        return None
 
     def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Maker`."""
@@ -125,9 +132,9 @@ class Mapper:
         """See `Maker`: none."""
         return 0
 
-    def refuses(self, given: NDArray[Any]) -> str:
-        """See `Maker`."""
-        return ""
+    def refuses(self, given: NDArray[Any]) -> Refusal | None:
+        """See `Maker`: none."""
+        return None
 
     def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Maker`."""

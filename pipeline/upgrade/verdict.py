@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.evaluation.bootstrap import Paired, paired
 from pipeline.upgrade.asking import scores, worst
 from pipeline.upgrade.completeness import Complete
-from pipeline.upgrade.decision import Check, Outcome, Paired, as_dict, exit_code_of, outcome_of, paired
+from pipeline.upgrade.decision import Check, Outcome, as_dict, exit_code_of, outcome_of
 from pipeline.upgrade.questions import Questions
 
 Ranked = Mapping[str, Sequence[str]]

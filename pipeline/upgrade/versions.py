@@ -18,6 +18,7 @@ from pipeline.job import check_target
 from pipeline.stores import (
     NEXT,
     PREVIOUS,
+    Foreign,
     Purpose,
     Store,
     Tombstones,
@@ -29,6 +30,7 @@ from pipeline.stores import (
     name_of,
     open_store,
     profile_named,
+    read_foreign,
     store_exists,
 )
 from pipeline.upgrade.vectors import Embedder
@@ -64,6 +66,12 @@ class Version:
             return {contract.vector_name: contract.dims}
         kept = {contract.vector_name: contract.dims} if contract.codes.keep_vectors else {}
         return {contract.codes.vector_name: contract.codes.spec.width, **kept}
+
+    @property
+    def vector_bytes(self) -> int:
+        """What a point's vectors take: floats of 4 bytes each, and of 2 for those that codes were made from."""
+        halves = {self.contract.vector_name} if self.contract.codes else set()
+        return sum(width * (2 if name in halves else 4) for name, width in self.widths.items())
 
     def embedder(self, how: EncoderConfig, window_tokens: int) -> Embedder:
         """Embeds by the contract's encoder, run as `how` says; CollectionMismatch where another one is found."""
@@ -155,12 +163,24 @@ def leased(
             lease.check()
 
 
+def not_carried(store: Store, serving: Version, target: Version) -> Foreign:
+    """What other programs have put into the version that serves, and the one to follow it will not have."""
+    ours = {*serving.widths, *target.widths}
+    return read_foreign(store, serving.physical, ours)
+
+
 def count_points(store: Store, version: Version) -> dict[str, int]:
     """How many points there are, by the encoder version that made their vectors; two counts, or one more a version."""
     contract = version.contract
     mapped = {one: count_version(store, version.physical, one) for one in sorted(contract.compatible)}
     own = count_stored(store, version.physical).points - sum(mapped.values())
     return {contract.encoder_version: own} | {one: count for one, count in mapped.items() if count}
+
+
+def unused(store: Store, name: str) -> list[str]:
+    """The versions that no alias names, of ours or of others."""
+    named = {one.collection_name for one in store.get_aliases().aliases}
+    return [physical for physical in collection.versions(store, name) if physical not in named]
 
 
 def drop(store: Store, physical: str) -> None:

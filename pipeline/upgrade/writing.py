@@ -1,18 +1,29 @@
-"""The mirror's writing side: whole documents by the write protocol, and what could not be written."""
+"""The mirror's writing side: whole documents by the write protocol, a window a turn, and what could not be written."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.errors import PointTooLarge, StoreError
-from pipeline.stores import OURS, DocumentWriter, Key, Points, Store, Suppressions, read_heads
+from pipeline.errors import PointTooLarge
+from pipeline.stores import (
+    OURS,
+    DocumentWriter,
+    Head,
+    Key,
+    Points,
+    Store,
+    Suppressions,
+    read_heads,
+    remove_held,
+)
 from pipeline.upgrade.difference import Mirrored, Sides, Untaken
-from pipeline.upgrade.reading import Document, Window
+from pipeline.upgrade.reading import Document, Patch, Window
+from pipeline.upgrade.turns import Turn
 from pipeline.upgrade.vectors import BRIDGE
 
 Rows = NDArray[np.float32]
@@ -23,50 +34,57 @@ _NO_VECTOR = "a chunk of it gets no usable vector: zero, not finite, or for want
 class Writing:
     """Writes windows in order. `done` is what the store acknowledged; `rejected` documents are not in the target.
 
-    `left`: how many are for the next pass, as another one of their window was forgotten while they were written.
+    `left`: how many are for the next pass, as others have changed them since they were read.
     """
 
-    def __init__(self, store: Store, sides: Sides, mapped: bool) -> None:
+    def __init__(self, sides: Sides, mapped: bool, turn: Turn) -> None:
         self.done = Mirrored()
         self.rejected: list[Untaken] = []
         self.left = 0
-        self._store, self._sides, self._mapped = store, sides, mapped
-        self._writer = DocumentWriter(store, sides.target)
+        self._sides, self._mapped, self._turn = sides, mapped, turn
         self._names, self._cuts = list(sides.widths), np.cumsum([*sides.widths.values()])[:-1].tolist()
 
     def write(self, window: Window, rows: Rows) -> None:
         """Write a window whose documents' chunks have these rows: float32[n, width]; see `DocumentWriter`."""
-        keys = [*(document.key for document in window.copies), *(patch.key for patch in window.patches)]
-        try:
-            self._copy(window, rows)
-            self._patch(window)
-        except StoreError:  # perhaps of points that are gone; what was written in part is marked
-            if not self._forgotten(keys):
-                raise
-            self.left += len(keys)
-        # Who forgets a document suppresses it first and then looks here, which may be before it was written.
-        self._remove(self._forgotten(keys))
+        if not (window.copies or window.patches):
+            return
+        with self._turn() as store:
+            usable = list(self._usable(window.copies, rows))
+            held: dict[Key, Head | None] = {document.key: document.held for document in window.copies}
+            held |= {patch.key: patch.held for patch in window.patches}
+            fresh = self._fresh(store, held)
+            self._copy(store, [pair for pair in usable if pair[0].key in fresh])
+            self._patch(store, [patch for patch in window.patches if patch.key in fresh])
 
-    def _forgotten(self, keys: list[Key]) -> set[Key]:
-        return Suppressions(self._store, self._sides.name).find(keys)
+    def _fresh(self, store: Store, held: Mapping[Key, Head | None]) -> set[Key]:
+        """The documents that are still to be written; what was forgotten since they were read goes, if it is there."""
+        forgotten = Suppressions(store, self._sides.name).find(list(held))
+        for key in forgotten:
+            remove_held(store, self._sides.target, "points", key)
+        if not self._sides.in_place:
+            return held.keys() - forgotten
+        now = read_heads(store, self._sides.target, list(held))
+        changed = {key for key, head in held.items() if now.get(key) != head}
+        self.left += len(changed - forgotten)
+        return held.keys() - forgotten - changed
 
-    def _copy(self, window: Window, rows: Rows) -> None:
-        wanted = list(self._usable(window.copies, rows))
-        held = {document.key: document.held for document in window.copies if document.held}
+    def _copy(self, store: Store, wanted: list[tuple[Document, Rows]]) -> None:
+        writer = DocumentWriter(store, self._sides.target)
+        held = {document.key: document.held for document, _ in wanted if document.held}
         while wanted:
             points = self._points(wanted)
             try:
                 if self._sides.in_place:
-                    self._writer.rewrite(points)
+                    writer.rewrite(points)
                 else:
-                    self._writer.write(points, held)
+                    writer.write(points, held)
                 break
             except PointTooLarge as error:
                 lost = next(document for document, _ in wanted if error.point_id in document.ids)
                 wanted = [pair for pair in wanted if pair[0] is not lost]
                 self.rejected.append(Untaken(*lost.key, "too_large", str(error)))
                 if not self._sides.in_place:  # there the document itself would go
-                    self._remove({lost.key})
+                    writer.delete([lost.key], read_heads(store, self._sides.target, [lost.key]))
                 held.pop(lost.key, None)
         self.done = replace(
             self.done,
@@ -94,9 +112,9 @@ class Writing:
         payloads = [payload for document, _ in wanted for payload in document.payloads]
         return Points(ids, dict(zip(self._names, columns, strict=True)), payloads)
 
-    def _patch(self, window: Window) -> None:
+    def _patch(self, store: Store, patches: list[Patch]) -> None:
         """Give points the source's payloads; what these say of the vectors stays as it is in the target."""
-        fresh = {id: payload for patch in window.patches for id, payload in patch.payloads.items()}
+        fresh = {id: payload for patch in patches for id, payload in patch.payloads.items()}
 
         def change(id: str, payload: dict[str, Any]) -> dict[str, Any]:
             made = {
@@ -105,12 +123,7 @@ class Writing:
             ours = {name: value for name, value in fresh[id][OURS].items() if name != BRIDGE}
             return fresh[id] | {OURS: ours | made}
 
-        refused = self._writer.patch({patch.key: patch.held for patch in window.patches}, change)
+        writer = DocumentWriter(store, self._sides.target)
+        refused = writer.patch({patch.key: patch.held for patch in patches}, change)
         self.rejected += [Untaken(*key, "too_large", str(error)) for key, error in refused.items()]
-        patched = self.done.patched + len(window.patches) - len(refused)
-        self.done = replace(self.done, patched=patched)
-
-    def _remove(self, keys: set[Key]) -> None:
-        if keys:
-            held = read_heads(self._store, self._sides.target, sorted(keys))
-            self._writer.delete(list(held), held)
+        self.done = replace(self.done, patched=self.done.patched + len(patches) - len(refused))

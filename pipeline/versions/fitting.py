@@ -93,8 +93,15 @@ def fit_bridge(
         found = recall(_held_out(fit, back, options.seed)[pairs.asked], pairs.old[: pairs.texts], pairs)
         maps["query"][name] = fit(pairs.new, pairs.old)
         figures["query"][name] = {"recall@10": round(found, 4)}
+    return Bridge(_spec(options, pairs, figures), maps, figures)
+
+
+def _spec(
+    options: BridgeOptions, pairs: Pairs, figures: dict[str, dict[str, dict[str, float]]]
+) -> BridgeSpec:
+    """What the bridge joins, with the method in each direction that finds most."""
     best = {way: max(of, key=lambda name: of[name]["recall@10"]) for way, of in figures.items()}
-    spec = BridgeSpec(
+    return BridgeSpec(
         options.old_version,
         options.new_version,
         options.old_model,
@@ -104,7 +111,6 @@ def fit_bridge(
         best["document"],
         best["query"],
     )
-    return Bridge(spec, maps, figures)
 
 
 def recall(queries: Vectors, documents: Vectors, pairs: Pairs) -> float:

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pipeline.config import EncoderConfig, Settings
 from pipeline.encoders import load_plain_encoder
 from pipeline.evaluation import read_qrels
+from pipeline.evaluation.bootstrap import paired
 from pipeline.evaluation.codes import JudgedVectors
 from pipeline.evaluation.pair import embed_pair
 from pipeline.evaluation.versions import (
@@ -34,7 +35,6 @@ from pipeline.evaluation.versions import (
     JudgedPair,
     Way,
     cross,
-    difference,
     found_by,
     matrix,
     ways_of,
@@ -158,7 +158,8 @@ def _pooled(
         rival = "isotrieve, queries mapped" if title.endswith("queries mapped") else "isotrieve"
         if title.startswith("ours") and rival in gathered:
             ours, theirs = _joined(cells["new/old"]), _joined(gathered[rival]["new/old"])
-            said[title][f"less {rival}"] = [round(value, 5) for value in difference(ours, theirs, 0)]
+            less = paired(ours - theirs)
+            said[title][f"less {rival}"] = [round(value, 5) for value in (less.mean, less.low, less.high)]
     return said
 
 
@@ -167,11 +168,11 @@ def _joined(found: Sequence[Found]) -> NDArray[np.float64]:
 
 
 def _said(ndcg: NDArray[np.float64], old: NDArray[np.float64]) -> dict[str, Any]:
-    mean, low, high = difference(ndcg, old, 0)
+    more = paired(ndcg - old)
     return {
         "ndcg@10": round(float(ndcg.mean()), 5),
-        "difference": round(mean, 5),
-        "interval": [round(low, 5), round(high, 5)],
+        "difference": round(more.mean, 5),
+        "interval": [round(more.low, 5), round(more.high, 5)],
     }
 
 
