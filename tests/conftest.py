@@ -30,8 +30,11 @@ hypothesis.settings.load_profile("tests")
 
 @pytest.fixture(scope="session")
 def encoder_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where exported encoders are kept for the whole session."""
-    return tmp_path_factory.mktemp("encoders")
+    """Where exported encoders are kept for the whole session, by all of its workers: each is exported once."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "encoders"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

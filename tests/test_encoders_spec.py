@@ -103,6 +103,19 @@ def test_changed_weights_are_seen_though_hashes_are_remembered(config, tmp_path)
     assert describe(config).version != before
 
 
+def test_a_changed_tokenizer_is_seen_though_its_hash_is_remembered(config, tmp_path):
+    model = shutil.copytree(config.model, tmp_path / "copied")
+    changed = config.model_copy(update={"model": str(model)})
+    before = describe(changed).version
+    file = model / "tokenizer.json"
+    text, stat = file.read_text(), file.stat()
+    file.write_text(text.replace("{", '{"more": 1, ', 1))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert describe(changed).version != before
+    file.write_text(text)
+    assert describe(changed).version == before
+
+
 def test_a_remembered_hash_is_used(config, tmp_path):
     before = describe(config)
     (note,) = (tmp_path / "cache" / "hashes").iterdir()

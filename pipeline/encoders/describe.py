@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +141,22 @@ def _hash_tokenizer(folder: ModelFolder, remembered: Path) -> str:
     if folder.format == "gguf":
         return hash_file(folder.tokenizer[0], remembered)
     if folder.tokenizer[0].name == "tokenizer.json":
-        return hash_json(tokenizer_definition(folder.tokenizer[0], folder.lowercase))
+        return _hash_definition(folder.tokenizer[0], folder.lowercase, _content(folder.tokenizer[0]))
     files = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.tokenizer}
     return hash_json([files, folder.lowercase])
+
+
+def _content(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError:  # which reading it as JSON says better
+        return ""
+
+
+@lru_cache(maxsize=16)
+def _hash_definition(file: Path, lowercase: bool, content: str) -> str:
+    """Remembered by the `content` of the file: canonical JSON takes 0.1 s a megabyte, and a run asks several times."""
+    return hash_json(tokenizer_definition(file, lowercase))
 
 
 def _layer_name(layer: Layer, remembered: Path) -> str:
