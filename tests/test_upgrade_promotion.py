@@ -91,7 +91,7 @@ def test_what_is_not_good_is_refused_and_leaves_everything(both, rows, tmp_path)
     ingest(old, [changed(row, at=2) for row in rows], tmp_path)
     for alias, name in (("docs@next", "nightly"), ("docs", "watch")):
         with (
-            hold_lease(store, alias, name, 15, threading.Event()),
+            hold_lease(store, alias, name, 2, threading.Event()),
             pytest.raises(CollectionHeld, match=f"run {name}"),
         ):
             promoted(new)

@@ -11,7 +11,7 @@ import runs
 import upgrades
 from upgrades import at, changed, expected, held, ingest, pair, upgrade
 
-from pipeline.config import QuantizationConfig, StoreConfig
+from pipeline.config import AspectConfig, QuantizationConfig, StoreConfig
 from pipeline.errors import CollectionHeld, CollectionMismatch, UpgradeRefused, UsageError
 from pipeline.forget import forget
 from pipeline.ingest import state_folder
@@ -168,7 +168,7 @@ def test_another_target_another_run_and_no_collection_are_refused(memory, rows, 
         upgrade(at(new, "docs@next"))
     store, _ = open_collection(old.store, Purpose.SEARCH)
     with (
-        hold_lease(store, "docs@next", "nightly", 15, threading.Event()),
+        hold_lease(store, "docs@next", "nightly", 2, threading.Event()),
         pytest.raises(CollectionHeld, match="nightly"),
     ):
         upgrade(new)
@@ -269,6 +269,14 @@ def test_a_quantization_is_read_as_it_was_set(quantization):
             return info
 
     assert settings_like(Told(), physical, "")["quantization"] == quantization
+
+
+def test_points_of_several_vectors_are_refused_before_anything_is_made(memory, rows, tmp_path):
+    old, new = memory
+    ingest(old, rows[:2], tmp_path)
+    with pytest.raises(UpgradeRefused, match="further vectors: small"):
+        upgrade(new.model_copy(update={"aspects": {"small": AspectConfig(dims=16)}}))
+    assert set(upgrades.aliases(old)) == {"docs"}
 
 
 @pytest.mark.parametrize("suffix", ["@next", "@previous"])
