@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from pipeline.chunking import Chunker
 from pipeline.codes import Room, codes_room
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, EncoderSpec, load_encoder
+from pipeline.encoders import MAIN, CompositeEncoder, Encoder, EncoderSpec, Reading, load_encoders
 from pipeline.job import check_collection, check_target, make_chunker, make_contract, window_tokens
 from pipeline.lane import split_windows
 from pipeline.lane.windows import Window, token_arrays
@@ -63,15 +64,16 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
         observe(Progress("reading the source"))
         source = open_source(uri, settings.source, Path(scratch))
         observe(Progress("preparing the encoder"))
-        encoder = load_encoder(settings.encoder, settings.store.keep_vectors)
+        encoder = load_encoders(settings)
+        specs = encoder.specs if isinstance(encoder, CompositeEncoder) else {MAIN: encoder.spec}
+        readings = encoder.readings if isinstance(encoder, CompositeEncoder) else {}
         try:
             chunker = make_chunker(settings, encoder.spec, encoder.tokenizer)
-            exists = _collection_exists(settings, encoder, chunker)
-            tally = _Tally()
+            exists = _collection_exists(settings, encoder.spec, chunker)
+            tally = _Tally(readings)
+            size = window_tokens(settings, encoder)
             for split in source.splits:
-                for window in split_windows(
-                    split, settings.source, chunker, window_tokens(settings, encoder)
-                ):
+                for window in split_windows(split, settings.source, chunker, size, readings=readings):
                     tally.add(window)
                     observe(Progress("counting", tally.seen, source.rows))
             rate = _tokens_per_second(encoder, tally.sample)
@@ -84,7 +86,7 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
         deleted=tally.deleted,
         chunks=tally.chunks,
         tokens=tally.tokens,
-        vector_bytes=tally.chunks * encoder.spec.dims * 4,
+        vector_bytes=tally.chunks * sum(spec.dims for spec in specs.values()) * 4,
         ram_bytes_per_chunk=room.ram if room else None,
         disk_bytes_per_chunk=room.disk if room else None,
         seconds=round(tally.tokens / rate, 1) if rate else 0.0,
@@ -97,11 +99,11 @@ def plan(uri: str, settings: Settings, observe: Observer = lambda _: None) -> Pl
 
 
 class _Tally:
-    """Counts windows, and keeps a few chunks of each as a sample."""
+    """Counts windows, and keeps a few chunks of each as a sample: their tokens, by each reading."""
 
-    def __init__(self) -> None:
+    def __init__(self, readings: Mapping[str, Reading]) -> None:
         self.documents = self.rejected = self.deleted = self.chunks = self.tokens = 0
-        self.sample: list[NDArray[np.int32]] = []
+        self.sample: dict[str, list[NDArray[np.int32]]] = {name: [] for name in (MAIN, *readings)}
 
     @property
     def seen(self) -> int:
@@ -115,9 +117,10 @@ class _Tally:
         self.deleted += len(window.deleted)
         self.chunks += len(tokens)
         self.tokens += sum(map(len, tokens))
-        if len(self.sample) < SAMPLE_CHUNKS:
+        if tokens and len(self.sample[MAIN]) < SAMPLE_CHUNKS:
             step = max(1, len(tokens) // SAMPLE_PER_WINDOW)
-            self.sample.extend(array.copy() for array in tokens[::step])
+            for name, sample in self.sample.items():
+                sample.extend(array.copy() for array in token_arrays(chunks, name)[::step])
 
 
 def _room(settings: Settings, spec: EncoderSpec, chunks: int) -> Room | None:
@@ -127,25 +130,41 @@ def _room(settings: Settings, spec: EncoderSpec, chunks: int) -> Room | None:
     return codes_room(spec.codes, settings.store.keep_vectors * spec.dims, chunks, settings.store.hnsw.m)
 
 
-def _collection_exists(settings: Settings, encoder: Encoder, chunker: Chunker) -> bool:
+def _collection_exists(settings: Settings, spec: EncoderSpec, chunker: Chunker) -> bool:
     if not store_exists(settings.store):
         return False
     store = open_store(settings.store, Purpose.PLAN)
     try:
-        contract = make_contract(settings, encoder.spec, chunker.version)
+        contract = make_contract(settings, spec, chunker.version)
         return check_collection(store, settings, contract) is not None
     finally:
         store.close()
 
 
-def _tokens_per_second(encoder: Encoder, sample: list[NDArray[np.int32]]) -> float:
-    """Encode the sample, over and over for a few seconds; 0 where there is nothing to encode."""
-    if not sample:
+def _tokens_per_second(
+    encoder: Encoder | CompositeEncoder, sample: Mapping[str, list[NDArray[np.int32]]]
+) -> float:
+    """Encode the sample, over and over for a few seconds; 0 where there is nothing to encode.
+
+    The main encoder's tokens count, and the time of all.
+    """
+    size = len(sample[MAIN])
+    if not size:
         return 0.0
-    alone = np.arange(len(sample))
-    encoder.encode(sample[:8], alone[:8])  # the first call warms caches up
+    _encode(encoder, sample, 8)  # the first call warms caches up
     began, tokens = time.perf_counter(), 0
     while not tokens or time.perf_counter() - began < MEASURE_S:
-        encoder.encode(sample, alone)
-        tokens += sum(map(len, sample))
+        _encode(encoder, sample, size)
+        tokens += sum(map(len, sample[MAIN]))
     return tokens / (time.perf_counter() - began)
+
+
+def _encode(
+    encoder: Encoder | CompositeEncoder, sample: Mapping[str, list[NDArray[np.int32]]], most: int
+) -> None:
+    some = {name: token_ids[:most] for name, token_ids in sample.items()}
+    alone = np.arange(len(some[MAIN]))
+    if isinstance(encoder, CompositeEncoder):
+        encoder.encode(some[MAIN], alone, some)
+    else:
+        encoder.encode(some[MAIN], alone)

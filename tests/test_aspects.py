@@ -23,6 +23,7 @@ from pipeline.ingest import ingest
 from pipeline.job import Job
 from pipeline.lane import Lane
 from pipeline.local import LocalExecutor
+from pipeline.plan import plan
 from pipeline.search import Reader
 from pipeline.sources import open_source
 from pipeline.stores import collection, open_store
@@ -71,7 +72,7 @@ def test_sizes_of_one_encoder_are_what_each_alone_would_have_made(source, settin
     several = settings(store__vector_name="main", **SIZES)
     assert runs.run(source, several).exit_code == 0
     assert_as_alone(source, several, "main", settings("alone"))
-    assert_as_alone(source, several, "tiny", settings("tiny", encoder__layers=1, encoder__dims=8))
+    assert_as_alone(source, several, "half", settings("half", encoder__layers=1))
     for _, named in points.contents_of(several.store.url, "docs").values():
         for whole, part in (("main", "small"), ("half", "tiny")):
             some = np.array(named[whole][: len(named[part])])
@@ -109,12 +110,12 @@ def test_a_chunk_that_an_aspect_cannot_take_whole_costs_its_document_and_no_othe
 
 
 def test_a_stopped_run_is_finished_by_the_next_and_deletes_need_no_vectors(tmp_path, settings):
-    rows = documents.rows(60)
+    rows = documents.rows(30)
     file = documents.write(tmp_path / "docs.parquet", rows, row_group=4)
     several = settings(store__vector_name="main", **SIZES, **PROMPTED, source__snapshot=True)
     stop = threading.Event()
     halted = ingest(str(file), several, LocalExecutor(), stop, lambda p: p.documents >= 8 and stop.set())
-    assert halted.interrupted or halted.counts.read == 60
+    assert halted.interrupted or halted.counts.read == 30
     assert runs.run(file, several).exit_code == 0
     fresh = settings("fresh", store__vector_name="main", **SIZES, **PROMPTED)
     runs.run(file, fresh)
@@ -125,9 +126,9 @@ def test_a_stopped_run_is_finished_by_the_next_and_deletes_need_no_vectors(tmp_p
         assert named.keys() == {"main", "small", "half", "tiny", "said"}
         for name, vector in named.items():
             np.testing.assert_allclose(vector, right[id][1][name], atol=1e-5)
-    documents.write(file, rows[:57], row_group=4)
+    documents.write(file, rows[:27], row_group=4)
     again = runs.run(file, several)
-    assert (again.counts.unchanged, again.counts.removed, again.exit_code) == (57, 3, 0)
+    assert (again.counts.unchanged, again.counts.removed, again.exit_code) == (27, 3, 0)
 
 
 def test_only_the_aspects_that_a_collection_was_made_with_are_written(source, settings, other_model):
@@ -191,37 +192,41 @@ def test_aspects_that_cannot_be_are_refused_before_anything_is_written(
     assert not (tmp_path / "index").exists()
 
 
-def test_a_search_by_an_aspect_loads_its_encoder_alone(source, settings, wide_model, encoder_cache):
-    several = settings(store__vector_name="main", **SIZES, aspects__wide__model=str(wide_model))
+def test_a_search_by_an_aspect_loads_its_encoder_alone(
+    source, settings, wide_model, tiny_model, encoder_cache
+):
+    several = settings(
+        store__vector_name="main", aspects__half__layers=1, aspects__wide__model=str(wide_model)
+    )
     runs.run(source, several)
     alone = settings("alone", wide_model)
     runs.run(source, alone)
-    how = EncoderConfig(cache=str(encoder_cache), provider="cpu")
     query = "a question about rivers and stones"
-    with Reader.open(several.store, how, vector="wide") as reader, Reader.open(alone.store, how) as other:
-        assert reader.contract.dims == 48
-        assert reader.contract.encoder_version == other.contract.encoder_version
-        found, expected = reader.search(query, 5), other.search(query, 5)
-    assert [(one.document_id, one.chunk_index) for one in found] == [
-        (one.document_id, one.chunk_index) for one in expected
-    ]
-    assert {one.encoder_version for one in found} == {one.encoder_version for one in expected}
-    with Reader.open(several.store, how) as main, Reader.open(several.store, how, vector="main") as same:
-        assert main.search(query) == same.search(query)
-    with Reader.open(several.store, how, vector="tiny") as reader:
-        assert len(reader.search(query, 3)) == 3
-    with pytest.raises(CollectionMismatch, match=r"no vector 'large'.*One of main, half, small, tiny, wide"):
-        Reader.open(several.store, how, vector="large")
-    with pytest.raises(CollectionMismatch, match="no vector 'small'"):
-        Reader.open(alone.store, how, vector="small")
 
+    def ask(of, vector="", model=""):
+        where = {"model": str(model)} if model else {}
+        how = EncoderConfig(cache=str(encoder_cache), provider="cpu", **where)
+        with Reader.open(of.store, how, vector=vector) as reader:
+            return reader.contract, reader.search(query, 5)
 
-def test_an_aspect_whose_model_has_changed_answers_no_query(source, settings, encoder_cache, other_model):
-    several = settings(store__vector_name="main", aspects__small__dims=16)
-    runs.run(source, several)
-    moved = EncoderConfig(cache=str(encoder_cache), provider="cpu", model=str(other_model))
-    with pytest.raises(CollectionMismatch, match=r"aspect 'small'.*version") as refused:
-        Reader.open(several.store, moved, vector="small")
+    contract, found = ask(several, "wide")
+    theirs, expected = ask(alone)
+    assert (contract.dims, contract.encoder_version) == (48, theirs.encoder_version)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.document_id, one.chunk_index, one.text) == (
+            other.document_id,
+            other.chunk_index,
+            other.text,
+        )
+        assert one.encoder_version == other.encoder_version == contract.encoder_version
+        assert one.score == pytest.approx(other.score, abs=1e-5)
+    assert ask(several) == ask(several, "main") != ask(several, "half")
+    with pytest.raises(CollectionMismatch, match=r"no vector 'large'.*One of main, half, wide"):
+        ask(several, "large")
+    with pytest.raises(CollectionMismatch, match="no vector 'half'"):
+        ask(alone, "half")
+    with pytest.raises(CollectionMismatch, match=r"aspect 'wide'.*version .*version") as refused:
+        ask(several, "wide", model=tiny_model)  # its model is another one now
     assert "reindex" not in str(refused.value)
 
 
@@ -331,3 +336,11 @@ def test_one_vector_of_several_that_is_unusable_rejects_its_document(settings, t
         assert {name: len(vector) for name, vector in stored[1].items()} == {"main": 8, "small": 4}
     finally:
         store.close()
+
+
+def test_a_plan_counts_all_vectors_of_a_point(source, settings, wide_model):
+    found = plan(
+        str(source), settings(store__vector_name="main", **SIZES, aspects__wide__model=str(wide_model))
+    )
+    assert found.vector_bytes == found.chunks * 4 * (32 + 48 + 16 + 32 + 8)
+    assert found.tokens_per_second > 0
