@@ -18,9 +18,11 @@ from pipeline.config import EncoderConfig, load
 from pipeline.encoders import check, describe, export, load_encoder, prepare
 from pipeline.encoders.exported import read_manifest
 from pipeline.encoders.extended import extend, positioned
-from pipeline.encoders.long import LongSpec, position_rows, sharpness, stretched
+from pipeline.encoders.folder import read_folder
+from pipeline.encoders.long import LongSpec, methods_of, position_rows, sharpness, stretched
 from pipeline.encoders.parity import pad
 from pipeline.encoders.pieces import cut, join
+from pipeline.encoders.positions import read_positions
 from pipeline.errors import CollectionMismatch, EncoderError, UsageError
 from pipeline.job import make_contract
 from pipeline.versions import Contract
@@ -261,6 +263,46 @@ def test_what_is_no_extension_is_refused(tmp_path, changes, message):
 
     with pytest.raises(UsageError, match=message):
         describe(config.model_copy(update=changes))
+
+
+ANY = ("split", "error", "truncate", "pcw", "late-chunking")
+TABLE, ANGLES = ("gp", "rp", "pi", "pi-dynamic"), ("ntk", "self-extend")
+
+
+@pytest.mark.parametrize(
+    ("model", "window", "methods"),
+    [
+        ({"model_type": "bert"}, 512, ANY + TABLE),
+        ({"model_type": "distilbert"}, 512, ANY + TABLE),
+        ({"model_type": "xlm-roberta", "max_position_embeddings": 514, "pad_token_id": 1}, 512, ANY + TABLE),
+        ({"model_type": "mpnet", "max_position_embeddings": 514, "pad_token_id": 1}, 512, ANY + TABLE),
+        ({"model_type": "bert", "position_embedding_type": "alibi"}, None, ANY),
+        ({"model_type": "bert", "position_embedding_type": "relative_key"}, 512, ANY),
+        ({"model_type": "t5", "max_position_embeddings": None}, None, ANY),
+        ({"model_type": "longformer", "attention_window": [8], "pad_token_id": 1}, 510, ANY),
+        ({"model_type": "modernbert", "rope_theta": 1e4, "local_attention": 128}, 512, ANY + ANGLES),
+        ({"model_type": "qwen3", "rope_theta": 1e6}, 512, ANY + ANGLES),
+        ({"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 64}, 512, ANY + ANGLES),
+        ({"model_type": "mystery"}, 512, ANY),
+    ],
+)
+def test_which_methods_apply_is_read_from_the_model(tmp_path, model, window, methods):
+    settings = {"hidden_size": 8, "max_position_embeddings": 512, "vocab_size": 9, "pad_token_id": 0}
+    folder = read_folder(settings_folder(tmp_path / "model", **{"config.json": settings | model}))
+
+    positions = read_positions(folder)
+
+    assert positions.window == window
+    assert methods_of(folder, positions) == methods
+
+
+def test_a_window_that_all_layers_have_bounds_what_keeps_its_vectors(tmp_path):
+    settings = {"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 64, "hidden_size": 8}
+    settings |= {"max_position_embeddings": 512, "vocab_size": 9, "pad_token_id": 0}
+    folder = settings_folder(tmp_path / "model", **{"config.json": settings})
+    config = EncoderConfig(model=str(folder), cache=str(tmp_path), long="self-extend", max_tokens=200)
+
+    assert describe(config).long == LongSpec("self-extend", 64, 4)
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,8 @@ def read_positions(folder: ModelFolder) -> Positions:
 
 
 def _kind(name: str, config: dict[str, Any]) -> Literal["learned", "rotary", "relative", "unknown"]:
+    if config.get("position_embedding_type") == "alibi":
+        return "relative"
     if name in _LEARNED and config.get("position_embedding_type", "absolute") == "absolute":
         return "learned"
     if any(config.get(key) for key in _ROTARY):
