@@ -83,7 +83,6 @@ def test_other_encoders_embed_the_chunks_of_the_main_one(tmp_path, settings, wid
     source = documents.write(tmp_path / "short.parquet", documents.rows(12, most_words=12))
     several = settings(store__vector_name="main", aspects__wide__model=str(wide_model), **PROMPTED)
     assert runs.run(source, several).exit_code == 0
-    assert_as_alone(source, several, "main", settings("alone"))
     assert_as_alone(source, several, "wide", settings("wide", wide_model))
     prompted = settings("said", encoder__document_prompt="one of the passages: ")
     assert_as_alone(source, several, "said", prompted)
@@ -92,7 +91,6 @@ def test_other_encoders_embed_the_chunks_of_the_main_one(tmp_path, settings, wid
 def test_late_chunking_beside_plain_chunks(source, settings):
     several = settings(store__vector_name="main", aspects__late__long="late-chunking")
     assert runs.run(source, several).exit_code == 0
-    assert_as_alone(source, several, "main", settings("alone"))
     assert_as_alone(source, several, "late", settings("late", encoder__long="late-chunking"))
 
 

@@ -18,8 +18,8 @@ prepare     graphs exported into the cache or a folder of their own, built once,
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
 session     Encoder: the graph, run by onnxruntime
-aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects;
-            merging: several exits of a model in one graph
+aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects
+exits       one graph for several exits of a model; merging: what such a graph is made of
 
 torch, transformers and onnx are loaded by an export only; onnxruntime when an encoder is opened.
 """

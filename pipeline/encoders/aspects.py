@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 from pipeline.config import ChunkingConfig, EncoderConfig, Settings
 from pipeline.encoders.describe import describe
+from pipeline.encoders.exits import prepare_merged
 from pipeline.encoders.long import LATE
-from pipeline.encoders.merging import prepare_merged
 from pipeline.encoders.prepare import prepare
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import HeadwaterError, UsageError

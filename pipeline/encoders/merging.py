@@ -7,92 +7,27 @@ and equal inputs are one value: the layers that two exits share, whatever precis
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from pipeline.config import EncoderConfig
-from pipeline.encoders.describe import cache_folder
-from pipeline.encoders.exported import (
-    GRAPH,
-    MANIFEST,
-    OUTPUT,
-    TOKENIZER,
-    exit_output,
-    is_whole,
-    read_manifest,
-)
-from pipeline.encoders.hashes import hash_json, write_whole
+import onnx
+from onnx import helper
+
+from pipeline.encoders.export import save_graph
+from pipeline.encoders.exported import OUTPUT, exit_output
 from pipeline.encoders.parity import Figures, Inputs, check_parity
-from pipeline.encoders.prepare import as_run, lock, probe
+from pipeline.encoders.prepare import as_run
 from pipeline.encoders.runtime import open_session
-from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError
-from pipeline.tokens import load_tokenizer
-
-if TYPE_CHECKING:
-    import onnx
 
 
-def prepare_merged(specs: Sequence[EncoderSpec], folders: Sequence[Path], config: EncoderConfig) -> Path:
-    """Return a folder with one graph for these encoders, made the first time of theirs in `folders`.
-
-    Crash-safe as `prepare` is: an entry of the cache appears whole, by a rename, once it has passed the gate.
-    """
-    cache = cache_folder(config)
-    entry = cache / hash_json(["exits", *(spec.version for spec in specs)])
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with lock(cache / f".{entry.name}.lock"):
-            if not is_whole(entry):
-                _build(specs, folders, entry)
-    except OSError as error:
-        raise EncoderError(
-            f"the encoder cache {cache} cannot be written: {error}",
-            f"A folder we may write, with room for the model ({specs[0].source})",
-            "Set encoder.cache, or free some space",
-        ) from error
-    return entry
-
-
-def _build(specs: Sequence[EncoderSpec], folders: Sequence[Path], entry: Path) -> None:
-    """Merge into a folder beside the entry's place, pass the gate, rename."""
-    building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".building."))
-    try:
-        shutil.copyfile(folders[0] / TOKENIZER, building / TOKENIZER)
-        first = read_manifest(folders[0])
-        inputs = probe(
-            load_tokenizer(building / TOKENIZER), first.get("vocabulary", 0), first.get("pad_id", 0), specs[0]
-        )
-        figures = merge_graphs([folder / GRAPH for folder in folders], building / GRAPH, inputs)
-        manifest = {
-            **first,
-            "exits": [spec.version for spec in specs],
-            "parity": {name: asdict(measured) for name, measured in figures.items()},
-            "files": {file.name: file.stat().st_size for file in building.iterdir()},
-        }
-        write_whole(building / MANIFEST, [json.dumps(manifest, indent=2).encode("utf-8")])
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-        os.chmod(building, 0o755)  # a cache may be shared; temporary folders are not
-        os.rename(building, entry)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def merge_graphs(files: Sequence[Path], file: Path, inputs: Inputs) -> dict[str, Figures]:
+def merge_graphs(
+    files: Sequence[Path], file: Path, inputs: Inputs, precision: str = "fp32"
+) -> dict[str, Figures]:
     """Write the graphs in `files` as one with an output for each to `file`, behind a gate.
 
     Raises ParityError unless each output is what its own graph gives.
     """
-    import onnx
-
-    from pipeline.encoders.export import save_graph
-
     merged = _Merged()
     for place, each in enumerate(files):
         merged.add(onnx.load(str(each)), exit_output(place))
@@ -104,7 +39,7 @@ def merge_graphs(files: Sequence[Path], file: Path, inputs: Inputs) -> dict[str,
         for name, optimise in (("exported", False), ("optimised", True)):
             run = as_run(open_session(file, "cpu", optimise=optimise), (exit_output(place),))
             what = f"the {name} graph at exit {place}"
-            figures[f"{name}.{place}"] = check_parity(what, "fp32", reference, run, inputs)
+            figures[f"{name}.{place}"] = check_parity(what, precision, reference, run, inputs)
     return figures
 
 
@@ -112,15 +47,11 @@ class _Merged:
     """A graph that others are added to."""
 
     def __init__(self) -> None:
-        import onnx
-
-        self._onnx = onnx
         self.model = onnx.ModelProto()
         self._graphs = 0
-        self._known: dict[
-            str, list[str]
-        ] = {}  # the fingerprint of a weight or a node → the names of its values
-        self._prints: dict[str, str] = {}  # the name of a value → its fingerprint
+        # The names of the values of a weight or a node by its fingerprint, and a value's fingerprint by its name.
+        self._known: dict[str, list[str]] = {}
+        self._prints: dict[str, str] = {}
 
     def add(self, model: onnx.ModelProto, output: str) -> None:
         """Add what another graph has that is not there yet; its vectors become the output of this name."""
@@ -136,9 +67,7 @@ class _Merged:
         for node in model.graph.node:
             self._node(node, names)
         self._graphs += 1
-        self.model.graph.node.append(
-            self._onnx.helper.make_node("Identity", [names[OUTPUT]], [output], name=output)
-        )
+        self.model.graph.node.append(helper.make_node("Identity", [names[OUTPUT]], [output], name=output))
         (vectors,) = [value for value in model.graph.output if value.name == OUTPUT]
         vectors.name = output
         self.model.graph.output.append(vectors)
@@ -168,11 +97,11 @@ class _Merged:
         found = hashlib.sha256("\n".join([*said, str(len(node.output))]).encode()).hexdigest()
         outputs = list(node.output)
         if found not in self._known:
-            own = self._onnx.NodeProto()
+            own = onnx.NodeProto()
             own.CopyFrom(node)
             own.input[:] = inputs
             own.output[:] = [self._fresh(name) if name else "" for name in outputs]
-            own.name = self._fresh(node.name)
+            own.name = self._fresh(node.name) if node.name else ""  # some have none
             self.model.graph.node.append(own)
             self._learn(found, list(own.output))
         names |= dict(zip(outputs, self._known[found], strict=True))

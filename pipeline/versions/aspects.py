@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Self
 
+from pipeline.config import ENCODER_DEFAULTS
 from pipeline.errors import CollectionMismatch
 
 
@@ -26,7 +27,8 @@ class AspectContract:
     def read(cls, said: Any, name: str, collection: str) -> Self:  # noqa: ANN401 - whatever the metadata holds
         """Read an aspect's part of a contract; raise CollectionMismatch for one of another layout."""
         wanted = {field.name for field in fields(cls)}
-        if not isinstance(said, Mapping) or set(said) != wanted:
+        known = isinstance(said, Mapping) and set(said) == wanted
+        if not known or not set(said["settings"]) <= set(ENCODER_DEFAULTS):
             raise CollectionMismatch(
                 f"aspect {name!r} of collection {collection!r} is described in a way that this version does not know",
                 f"Values of {', '.join(sorted(wanted))}",
