@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from encoder_models import settings_folder, tiny
+from encoder_models import settings_folder, tiny, tiny_decoder
 
-from pipeline.config import EncoderConfig
+from pipeline.config import DecoderConfig, EncoderConfig
 from pipeline.encoders import describe, load_encoder
 from pipeline.encoders.exported import read_manifest
 from pipeline.encoders.long import LongSpec, relative_places
@@ -177,27 +177,40 @@ def test_a_model_whose_attention_is_not_understood_is_an_error():
         extend_rotary(model, LongSpec("self-extend", WINDOW, 3), 100)
 
 
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory):
-    return tiny(tmp_path_factory.mktemp("rotary") / "model", "ModernBert", "mean")
-
-
-def test_a_graph_with_grouped_distances(model_folder, encoder_cache):
-    config = EncoderConfig(model=str(model_folder), cache=str(encoder_cache), max_tokens=130)
-    plain = load_encoder(config)
-    config = config.model_copy(update={"long": "self-extend", "max_tokens": 300, "attention_scaling": True})
-
-    encoder = load_encoder(config)  # behind the gate
-
-    assert encoder.spec.long == LongSpec("self-extend", 130, 3, True)
+def behind_the_gate(config):
+    """The encoder, held to torch once more, and rows about its window."""
+    encoder = load_encoder(config)
     parity = read_manifest(prepare(encoder.spec, config))["parity"]
     assert all(figures["difference"] < 1e-5 for figures in parity.values())
-    rows = rows_of(1, 7, 129, 130, 131, 260, 300)
+    window = encoder.spec.long.window
+    return encoder, rows_of(1, 7, window - 1, window, window + 1, 2 * window, config.max_tokens)
+
+
+def test_a_graph_with_grouped_distances(tmp_path, encoder_cache):
+    folder = tiny(tmp_path / "model", "ModernBert", "mean")
+    config = EncoderConfig(model=str(folder), cache=str(encoder_cache), long="self-extend", max_tokens=300)
+
+    encoder, rows = behind_the_gate(config.model_copy(update={"attention_scaling": True}))
+
+    assert encoder.spec.long == LongSpec("self-extend", 130, 3, True)
     alone = np.concatenate([encoder.encode([row]) for row in rows])
     encoder.batch_tokens = 10_000
     np.testing.assert_allclose(encoder.encode(rows), alone, atol=1e-6)
-    for row in rows[:4]:
-        np.testing.assert_array_equal(encoder.encode([row]), plain.encode([row]))
+
+
+def test_a_language_model_with_grouped_distances(tmp_path, encoder_cache):
+    prompt = DecoderConfig(prompt="prompteol", token_prepending=True)
+    config = EncoderConfig(model=str(tiny_decoder(tmp_path / "model")), cache=str(encoder_cache))
+    config = config.model_copy(update={"decoder": prompt, "max_tokens": 96})
+    plain = load_encoder(config)
+
+    encoder, _ = behind_the_gate(config.model_copy(update={"long": "self-extend", "max_tokens": 250}))
+
+    inputs = [encoder.tokenizer.encode("the water of the river runs " * times) for times in (1, 10, 30)]
+    assert len(inputs[1]) <= 96 < len(inputs[2])
+    alone = np.concatenate([encoder.encode([row]) for row in inputs])
+    np.testing.assert_allclose(encoder.encode(inputs), alone, atol=1e-6)
+    np.testing.assert_array_equal(alone[:2], np.concatenate([plain.encode([row]) for row in inputs[:2]]))
 
 
 @pytest.mark.parametrize("architecture", ["Qwen3", "Llama", "ModernBert"])

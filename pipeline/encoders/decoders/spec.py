@@ -13,7 +13,7 @@ from pipeline.config import DecoderConfig, EncoderConfig
 from pipeline.encoders.decoders.prompts import templates_of
 from pipeline.encoders.elastic import layers_of
 from pipeline.encoders.folder import Head, ModelFolder
-from pipeline.encoders.long import NTK, SELF_EXTEND
+from pipeline.encoders.long import ROTARY
 from pipeline.errors import UsageError
 
 _POOLING = {"last": "lasttoken", "eos": "lasttoken", "mean": "mean", "weighted-mean": "weightedmean"}
@@ -73,18 +73,11 @@ def describe_decoder(folder: ModelFolder, config: EncoderConfig) -> DecoderSpec 
             f"Set encoder.decoder.out_layer = {config.layers}",
         )
     templates = templates_of(asked.prompt, asked.token_prepending)
-    if len(templates) > 1 and config.long not in ("split", "error", "truncate", NTK):
+    if len(templates) > 1 and config.long not in ("split", "error", "truncate", *ROTARY):
         raise UsageError(
             f"encoder.long = {config.long!r} with a prompt of {len(templates)} templates",
             "One row of the model a text and template",
             "Set encoder.long to split, or choose another prompt",
-        )
-    if config.long == SELF_EXTEND or config.attention_scaling:
-        raise UsageError(
-            f"encoder.long = {config.long!r}{' with encoder.attention_scaling' * config.attention_scaling} and "
-            "[encoder.decoder]",
-            "split, error, truncate, pcw or ntk, without encoder.attention_scaling",
-            "Choose one of them, or leave [encoder.decoder] out",
         )
     layers = layers_of(folder)
     out = _out_layer(asked.out_layer, layers)
