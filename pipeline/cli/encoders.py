@@ -9,8 +9,9 @@ import typer
 
 from pipeline import encoders
 from pipeline.cli import decoding, options
-from pipeline.cli.report import print_result, print_rows, print_table, say
+from pipeline.cli.report import print_result, print_rows, print_table, progress, say
 from pipeline.encoders.prepare import export as export_encoder
+from pipeline.errors import UsageError
 
 encoders_app = typer.Typer(help="Export encoders to folders, and check them.", no_args_is_help=True)
 encoders_app.command("tune")(decoding.tune_decoder)
@@ -54,6 +55,19 @@ def export(
     out_layer: decoding.OutLayer = None,
     pooling: decoding.Pooling = None,
     attention: decoding.Attention = None,
+    space: Annotated[
+        str | None,
+        typer.Option(
+            "--space",
+            help="Fit a better space on a sample: centre, all-but-the-top[:DIRECTIONS] or whiten[:DIMS].",
+            metavar="KIND",
+        ),
+    ] = None,
+    sample: Annotated[
+        Path | None,
+        typer.Option("--sample", help="Texts to fit --space on: a Parquet file.", metavar="FILE"),
+    ] = None,
+    text: Annotated[str, typer.Option("--text", help="The sample's column of texts.")] = "text",
     config: options.Config = None,
     set: options.Set = None,
     json_out: options.Json = False,
@@ -65,7 +79,18 @@ def export(
     decoder |= {"out_layer": out_layer, "pooling": pooling, "attention": attention}
     flags |= {f"decoder.{name}": value for name, value in decoder.items()}
     settings = options.settings(config, set, {f"encoder.{name}": value for name, value in flags.items()})
-    manifest = export_encoder(settings.encoder, out)
+    if (space is None) != (sample is None):
+        raise UsageError(
+            "--space or --sample alone",
+            "Both: a space is fitted on a sample",
+            "Add the other, or leave both out",
+        )
+    if space is None or sample is None:
+        manifest = export_encoder(settings.encoder, out)
+    else:
+        texts = encoders.read_sample(sample, text)
+        with progress() as observe:
+            manifest = encoders.export_spaced(settings.encoder, out, space, texts, observe)
     print_result({"encoder": str(out), **manifest}, json_out, lambda: print_table(str(out), _said(manifest)))
 
 
@@ -107,6 +132,7 @@ def _said(manifest: dict[str, Any]) -> dict[str, Any]:
     spec, parity = manifest["spec"], manifest["parity"]["optimised"]
     wanted = ("source", "precision", "max_tokens", "dims", "layers")
     shown = {name: spec[name] for name in wanted if spec[name]}
+    shown |= {f"space: {name}": value for name, value in manifest.get("space", {}).items()}
     shown |= {f"long: {name}": value for name, value in (spec["long"] or {}).items()}
     shown |= {name: value for name, value in (spec["decoder"] or {}).items() if value}
     return {

@@ -14,12 +14,13 @@ head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
 coded       codes: a binarizer behind the graph
+space       an affine map behind the vectors, fitted on a sample; spaced: encoders with one
 prepare     graphs exported into the cache or a folder of their own, built once, behind the gate
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
 session     Encoder: the graph, run by onnxruntime
-aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects
-exits       one graph for several exits of a model; merging: what such a graph is made of
+aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects;
+            merging: several exits of a model in one graph
 
 torch, transformers and onnx are loaded by an export only; onnxruntime when an encoder is opened.
 """
@@ -33,6 +34,7 @@ from pipeline.encoders.describe import codes_folder, describe
 from pipeline.encoders.long import LATE
 from pipeline.encoders.prepare import export, prepare
 from pipeline.encoders.session import Encoder, load_encoder, load_plain_encoder, prepare_encoder
+from pipeline.encoders.spaced import export_spaced, read_sample
 from pipeline.encoders.spec import EncoderSpec
 
 __all__ = [
@@ -48,10 +50,12 @@ __all__ = [
     "describe",
     "describe_aspects",
     "export",
+    "export_spaced",
     "load_encoder",
     "load_encoders",
     "load_plain_encoder",
     "prepare",
     "prepare_aspects",
     "prepare_encoder",
+    "read_sample",
 ]

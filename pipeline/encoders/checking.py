@@ -6,13 +6,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pipeline.config import EncoderConfig
 from pipeline.encoders.decoders.wording import slot_of
 from pipeline.encoders.exported import GRAPH, TOKENIZER, is_exported, read_exported, read_manifest
 from pipeline.encoders.locate import locate
-from pipeline.encoders.parity import compare, passes
+from pipeline.encoders.parity import Inputs, compare, passes
 from pipeline.encoders.prepare import as_run, check_source, model_of, probe
 from pipeline.encoders.runtime import open_session
+from pipeline.encoders.space import Space, load_space
+from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import UsageError
 from pipeline.tokens import load_tokenizer
 
@@ -30,20 +35,13 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
             "A folder that `headwater encoders export` wrote",
             "Check the folder",
         )
-    spec = replace(
-        read_exported(folder), source=locate(model or read_manifest(folder)["spec"]["source"]).source
-    )
-    check_source(spec, config)
-    source = model_of(spec)
-    inputs = probe(load_tokenizer(folder / TOKENIZER), source.vocabulary, source.pad_id, spec)
-    if source.format == "onnx":
-        from pipeline.encoders.graph import by_graph
-
-        reference = by_graph(source, inputs)
-    else:
-        from pipeline.encoders.export import by_torch
-
-        reference = by_torch(source, spec, inputs, slot_of(read_manifest(folder)))
+    manifest = read_manifest(folder)
+    spec = replace(read_exported(folder), source=locate(model or manifest["spec"]["source"]).source)
+    space = load_space(folder, spec.modules)
+    plain = EncoderSpec.read(manifest["plain"], spec.source) if space else spec
+    check_source(plain, config)
+    inputs = probe(load_tokenizer(folder / TOKENIZER), manifest["vocabulary"], manifest["pad_id"], plain)
+    reference = vectors_of(plain, inputs, space, slot_of(manifest))
     rows = []
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))
@@ -59,3 +57,24 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
         "rows": rows,
         "passed": all(row["passed"] for row in rows),
     }
+
+
+def vectors_of(
+    plain: EncoderSpec, inputs: Inputs, space: Space | None, slot: int
+) -> list[NDArray[np.floating]]:
+    """The vectors of these inputs by an encoder's model itself, in a space where there is one: float[n, dims] each.
+
+    `slot` is the id of the token that a prompt leaves for its last one's state, -1 for none.
+    """
+    source = model_of(plain)
+    if space and plain.normalised:
+        source = replace(source, head=replace(source.head, layers=source.head.layers[:-1]))
+    if source.format == "onnx":
+        from pipeline.encoders.graph import by_graph
+
+        vectors = by_graph(source, inputs)
+    else:
+        from pipeline.encoders.export import by_torch
+
+        vectors = by_torch(source, plain, inputs, slot)
+    return [space.apply(each) for each in vectors] if space else vectors

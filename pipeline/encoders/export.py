@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,8 +97,10 @@ def _decoder_vectors(
     inputs: Inputs,
     slot: int,
 ) -> list[NDArray[np.floating]]:
-    from pipeline.encoders.decoders.reference import vectors
+    from pipeline.encoders.decoders import reference
     from pipeline.encoders.selfextend import positioned_rotary
+
+    vectors = partial(reference.vectors, unit="normalize" in folder.head.layers)
 
     def by_length(long: LongSpec, ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.float32]:
         """Each row alone, without its padding."""
@@ -158,8 +161,15 @@ def _run_alone(
 
 
 def _load(folder: ModelFolder, spec: EncoderSpec) -> Any:  # noqa: ANN401 - a SentenceTransformer
-    """The model as sentence-transformers runs it, with other angles where the spec asks for them."""
+    """The model as sentence-transformers runs it, with other angles where the spec asks for them.
+
+    Its own normalisation at the end goes where the folder's head has none: a space's map comes before that.
+    """
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
     model = _load_plain(folder)
+    if "normalize" not in folder.head.layers[-1:] and isinstance(model[-1], Normalize):
+        del model[-1]
     _change_angles(model[0].auto_model, spec)
     return model
 

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from pipeline.encoders.exported import OUTPUT, RAW
 from pipeline.encoders.folder import Dense, Head, Layer, Slice
+from pipeline.encoders.space import Space
 
 INPUTS = ("input_ids", "attention_mask")
 # No exporter begins a name with this.
@@ -31,19 +32,20 @@ class _Writer:
     """Nodes and constants of the head, as they are added."""
 
     opset: int
+    prefix: str = PREFIX
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
 
     def node(self, op: str, *inputs: str, output: str = "", **attributes: Any) -> str:  # noqa: ANN401 - an operator's own
         """Add a node and return the name of its output."""
-        name = f"{PREFIX}{len(self.nodes)}.{op}"
+        name = f"{self.prefix}{len(self.nodes)}.{op}"
         output = output or name
         self.nodes.append(helper.make_node(op, list(inputs), [output], name=name, **attributes))
         return output
 
     def constant(self, value: NDArray[Any]) -> str:
         """Add a constant and return its name."""
-        name = f"{PREFIX}constant.{len(self.constants)}"
+        name = f"{self.prefix}constant.{len(self.constants)}"
         self.constants.append(numpy_helper.from_array(np.array(value, order="C"), name))
         return name
 
@@ -71,8 +73,7 @@ def append_head(model: onnx.ModelProto, states: str, head: Head, beside: str = "
     `states` float[n, length, hidden] is a value of the graph; `attention_mask` int64[n, length] is an input of it.
     Changes the model in place.
     """
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
-    writer = _Writer(opset)
+    writer = _Writer(_opset(model))
     states = writer.node("Cast", states, to=TensorProto.FLOAT)
     mask = writer.node("Cast", "attention_mask", to=TensorProto.FLOAT)
     pooled = [_pool(writer, mode, states, mask) for mode in head.pooling]
@@ -91,6 +92,59 @@ def append_head(model: onnx.ModelProto, states: str, head: Head, beside: str = "
         given, shape = (raw, ["batch", dims]) if beside == RAW else (states, ["batch", "length", "hidden"])
         model.graph.node.append(helper.make_node("Identity", [given], [beside], name=beside))
         model.graph.output.append(helper.make_tensor_value_info(beside, TensorProto.FLOAT, shape))
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return int(next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")))
+
+
+def leave_raw(model: onnx.ModelProto) -> None:
+    """Take the normalisation off the end of a graph that `append_head` made, in place."""
+    made = _made(model)
+    made[OUTPUT].input[0] = made[made[OUTPUT].input[0]].input[0]
+    _prune(model)
+
+
+def append_space(model: onnx.ModelProto, space: Space) -> None:
+    """Put a fitted space and a normalisation behind a graph that `append_head` made without one, in place.
+
+    What is beside the vectors is mapped too: they are means of `raw_embedding` or `token_states` where those are used,
+    and a mean is mapped by mapping what it is taken of.
+    """
+    writer = _Writer(_opset(model), "space.")
+    made = _made(model)
+    for value in model.graph.output:
+        node = made[value.name]
+        mapped = _map(writer, node.input[0], space)
+        node.input[0] = _normalize(writer, mapped) if value.name == OUTPUT else mapped
+        value.type.tensor_type.shape.dim[-1].dim_value = space.dims
+    ends = [made[value.name] for value in model.graph.output]
+    for node in ends:
+        model.graph.node.remove(node)
+    model.graph.node.extend([*writer.nodes, *ends])
+    model.graph.initializer.extend(writer.constants)
+
+
+def _map(writer: _Writer, value: str, space: Space) -> str:
+    """Move float32[..., hidden] into a space: its first dimensions, where the space has fewer."""
+    ends = [writer.constant(np.array([n], np.int64)) for n in (0, len(space.mean), -1)]
+    value = writer.node("Sub", writer.node("Slice", value, *ends), writer.constant(space.mean))
+    return value if space.matrix is None else writer.node("MatMul", value, writer.constant(space.matrix))
+
+
+def _made(model: onnx.ModelProto) -> dict[str, onnx.NodeProto]:
+    """Which node makes a value, by the value's name."""
+    return {output: node for node in model.graph.node for output in node.output}
+
+
+def _prune(model: onnx.ModelProto) -> None:
+    """Remove the head's nodes that nothing uses."""
+    used = {value.name for value in model.graph.output}
+    for node in reversed(list(model.graph.node)):
+        if node.name.startswith(PREFIX) and not used & set(node.output):
+            model.graph.node.remove(node)
+        else:
+            used.update(node.input)
 
 
 def _apply(writer: _Writer, value: str, layer: Layer) -> str:

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -75,7 +75,7 @@ def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
         cache.mkdir(parents=True, exist_ok=True)
         with lock(cache / f".{spec.version}.lock"):
             if not is_whole(entry):
-                _build(spec, config, entry)
+                build(spec, entry, _maker(spec, config))
     except OSError as error:
         raise EncoderError(
             f"the encoder cache {cache} cannot be written: {error}",
@@ -99,20 +99,30 @@ def export(config: EncoderConfig, out: Path) -> dict[str, Any]:
             "A model's folder or id",
             "Copy the folder as it is",
         )
+    write_out(spec, out, _maker(spec, config))
+    return read_manifest(out)
+
+
+def write_out(spec: EncoderSpec, out: Path, make: Callable[[Path], dict[str, Any]]) -> None:
+    """Build an encoder in the folder `out` unless it lies there; raises UsageError where something else does."""
     if is_whole(out) and read_manifest(out)["version"] == spec.version:
-        return read_manifest(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"--out {out} is there and is not empty", "A new folder", "Choose another --out")
+        return
+    check_out(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        _build(spec, config, out)
+        build(spec, out, make)
     except OSError as error:
         raise EncoderError(
             f"{out} cannot be written: {error}",
             "A folder we may write, with room for the model",
             "Check --out",
         ) from error
-    return read_manifest(out)
+
+
+def check_out(out: Path) -> None:
+    """Raise UsageError where something is in the folder already."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UsageError(f"--out {out} is there and is not empty", "A new folder", "Choose another --out")
 
 
 def model_of(spec: EncoderSpec) -> ModelFolder:
@@ -120,13 +130,20 @@ def model_of(spec: EncoderSpec) -> ModelFolder:
     return sliced(as_encoder(read_model(locate(spec.source).folder), spec.decoder), spec.dims)
 
 
-def _build(spec: EncoderSpec, config: EncoderConfig, entry: Path) -> None:
-    """Export into a folder beside the entry's place, pass the gate, rename."""
+def _maker(spec: EncoderSpec, config: EncoderConfig) -> Callable[[Path], dict[str, Any]]:
+    """What writes this encoder's files into a folder."""
+    export_it = _export if spec.codes is None else _export_coded
+    return lambda building: export_it(spec, config, building)
+
+
+def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]) -> None:
+    """Let `make` write an encoder's files into a folder beside the entry's place, behind its gate; rename that.
+
+    `make` returns what the manifest says beside the spec.
+    """
     building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".building."))
     try:
-        said = (
-            _export(spec, config, building) if spec.codes is None else _export_coded(spec, config, building)
-        )
+        said = make(building)
         manifest = {
             "layout": LAYOUT,
             "version": spec.version,
