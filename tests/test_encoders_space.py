@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
+import encoder_models
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import EncoderConfig
+from pipeline.config import DecoderConfig, EncoderConfig
 from pipeline.encoders import check, describe, export, export_spaced, load_encoder, read_sample
 from pipeline.encoders.space import SPACE, Space, fit, load_space, read_kind, save_space
 from pipeline.errors import EncoderError, UsageError
@@ -272,3 +273,18 @@ def test_a_sample_has_no_nulls(tmp_path):
 
     assert read_sample(tmp_path / "t.parquet", "text") == ["a", "b"]
     assert Space("centre", np.zeros(3, np.float32), None, 1).dims == 3
+
+
+def test_a_language_model_of_several_prompts_is_centred_by_the_mean_of_their_raw_vectors(
+    encoder_cache, tmp_path
+):
+    folder = encoder_models.tiny_decoder(tmp_path / "model")
+    texts = [f"{WORDS[number % len(WORDS)]} {number}" for number in range(120)]  # beside long prompts
+    config = config_of(folder, encoder_cache, decoder=DecoderConfig(prompt="metaeol"))
+
+    export_spaced(config, tmp_path / "spaced", "centre", texts)
+
+    got, plain = encode(EncoderConfig(model=str(tmp_path / "spaced")), texts), encode(config, texts)
+    assert check(tmp_path / "spaced", "", EncoderConfig(cache=str(encoder_cache)))["passed"]
+    assert np.linalg.norm(got, axis=1) == pytest.approx(1, abs=1e-5)
+    assert np.linalg.norm(got.mean(axis=0)) < 0.5 * np.linalg.norm(plain.mean(axis=0))
