@@ -1,6 +1,8 @@
 """Several vectors of one point: sizes of one encoder, exits of its layers, and other encoders beside it."""
 
+import json
 import pickle
+import shutil
 import threading
 from types import SimpleNamespace
 
@@ -94,10 +96,26 @@ def test_late_chunking_beside_plain_chunks(source, settings):
     assert_as_alone(source, several, "late", settings("late", encoder__long="late-chunking"))
 
 
-def test_a_chunk_that_an_aspect_cannot_take_whole_costs_its_document_and_no_other(tmp_path, settings):
-    rows = [{"id": "long", "text": "word " * 200}, {"id": "short", "text": "A word."}]
+def spelling(folder, model):
+    """The model with a tokenizer that makes a token of every letter."""
+    shutil.copytree(model, folder)
+    definition = json.loads((folder / "tokenizer.json").read_text())
+    letters = {"type": "Split", "pattern": {"Regex": "."}, "behavior": "Isolated", "invert": False}
+    definition["pre_tokenizer"] = {
+        "type": "Sequence",
+        "pretokenizers": [definition["pre_tokenizer"], letters],
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(definition))
+    return folder
+
+
+def test_a_chunk_that_an_aspect_cannot_take_whole_costs_its_document_and_no_other(
+    tmp_path, settings, tiny_model
+):
+    rows = [{"id": "long", "text": "letters " * 30}, {"id": "short", "text": "A word."}]
     source = documents.write(tmp_path / "docs.parquet", rows)
-    to = settings(store__vector_name="main", chunking__max_tokens=64, **PROMPTED)
+    spelt = spelling(tmp_path / "spelling", tiny_model)
+    to = settings(store__vector_name="main", aspects__spelt__model=str(spelt))
     summary = runs.run(source, to)
     assert (summary.counts.indexed, summary.counts.rejected) == (1, 1)
     (letter,) = pq.read_table(summary.dead_letter).to_pylist()
@@ -105,6 +123,18 @@ def test_a_chunk_that_an_aspect_cannot_take_whole_costs_its_document_and_no_othe
     assert "aspect" in letter["message"]
     stored = points.contents_of(to.store.url, "docs").values()
     assert {payload["headwater"]["document_id"] for payload, _ in stored} == {"short"}
+
+
+def test_a_prompt_that_leaves_no_room_for_a_chunk_is_refused_before_there_is_a_collection(source, settings):
+    with pytest.raises(
+        UsageError, match=r"aspect 'said'.*up to 69 tokens.* takes 64.*max_tokens to 59 or less"
+    ):
+        runs.run(source, settings(store__vector_name="main", chunking__max_tokens=64, **PROMPTED))
+    store = open_store(settings().store)
+    try:
+        assert collection.resolve(store, "docs") is None
+    finally:
+        store.close()
 
 
 def test_a_stopped_run_is_finished_by_the_next_and_deletes_need_no_vectors(tmp_path, settings):

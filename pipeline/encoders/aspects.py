@@ -6,7 +6,7 @@ exits of one model (its last layer, and earlier ones) are outputs of one graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,10 +15,12 @@ from typing import NamedTuple
 from pipeline.config import ChunkingConfig, EncoderConfig, Settings
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exits import prepare_merged
+from pipeline.encoders.exported import TOKENIZER
 from pipeline.encoders.long import LATE
 from pipeline.encoders.prepare import prepare
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import HeadwaterError, UsageError
+from pipeline.tokens import load_tokenizer
 
 _ALL = 1 << 30  # layers
 
@@ -86,13 +88,17 @@ def describe_aspects(settings: Settings, main: EncoderSpec) -> dict[str, Encoder
     for name, config in aspect_configs(settings).items():
         with _about(name):
             specs[name] = spec = describe(config)
-            _check_length(name, spec, settings.chunking.max_tokens or main.max_tokens)
+            chunk = settings.chunking.max_tokens or main.max_tokens
+            _check_length(name, spec, chunk, chunk)
             _check_method(spec, settings.chunking)
     return specs
 
 
 def prepare_aspects(settings: Settings, main: EncoderSpec) -> list[Run]:
-    """What a lane is to run for the main encoder and its aspects, exported if it never was; opens no session."""
+    """What a lane is to run for the main encoder and its aspects, exported if it never was; opens no session.
+
+    Raises UsageError where a chunk with an encoder's own prompt may be longer than it takes.
+    """
     configs = {MAIN: settings.encoder, **aspect_configs(settings)}
     specs = {MAIN: main, **describe_aspects(settings, main)}
     found: list[Run] = []
@@ -105,7 +111,22 @@ def prepare_aspects(settings: Settings, main: EncoderSpec) -> list[Run]:
         members = tuple(specs[exit.widest] for exit in together)
         folder = folders[0] if len(folders) == 1 else prepare_merged(members, folders, config)
         found.append(Run(together, members, config, folder))
+    _check_inputs(found, main, settings.chunking.max_tokens or main.max_tokens)
     return found
+
+
+def _check_inputs(found: Sequence[Run], main: EncoderSpec, chunk: int) -> None:
+    """The same of the longest chunk with each encoder's own prompt and special tokens around it."""
+    around = {
+        exit.widest: load_tokenizer(run.folder / TOKENIZER, spec.document_prompt).special_tokens
+        for run in found
+        for exit, spec in zip(run.exits, run.specs, strict=True)
+    }
+    mains = next(exit for run in found for exit in run.exits if MAIN in exit.dims)
+    for run in found:
+        for exit, spec in zip(run.exits, run.specs, strict=True):
+            with _about(exit.widest):
+                _check_length(exit.widest, spec, chunk - around[mains.widest] + around[exit.widest], chunk)
 
 
 def runs(specs: Mapping[str, EncoderSpec]) -> list[tuple[Exit, ...]]:
@@ -148,12 +169,14 @@ def _without_size(spec: EncoderSpec) -> EncoderSpec:
     return replace(spec, query_prompt="", dims=0, modules=modules)
 
 
-def _check_length(name: str, spec: EncoderSpec, chunk: int) -> None:
-    if spec.max_tokens < chunk:
+def _check_length(name: str, spec: EncoderSpec, longest: int, chunk: int) -> None:
+    """Raise UsageError where an encoder takes less than `longest` tokens, which a chunk of `chunk` tokens becomes."""
+    if spec.max_tokens < longest:
         raise UsageError(
-            f"chunks of up to {chunk} tokens, and {spec.source} takes {spec.max_tokens}",
+            f"chunks of up to {longest} tokens, and {spec.source} takes {spec.max_tokens}",
             "Chunks that every encoder takes whole: nothing is truncated",
-            f"Set chunking.max_tokens to {spec.max_tokens} or less, or aspects.{name}.long and max_tokens",
+            f"Set chunking.max_tokens to {chunk - longest + spec.max_tokens} or less, "
+            f"or aspects.{name}.long and max_tokens",
         )
 
 
