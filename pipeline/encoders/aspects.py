@@ -116,7 +116,7 @@ def prepare_aspects(settings: Settings, main: EncoderSpec) -> list[Run]:
 
 
 def _check_inputs(found: Sequence[Run], main: EncoderSpec, chunk: int) -> None:
-    """The same of the longest chunk with each encoder's own prompt and special tokens around it."""
+    """Raise UsageError where the longest chunk is more than an encoder takes with its own prompt around it."""
     around = {
         exit.widest: load_tokenizer(run.folder / TOKENIZER, spec.document_prompt).special_tokens
         for run in found
@@ -209,4 +209,6 @@ def _about(name: str) -> Iterator[None]:
     try:
         yield
     except HeadwaterError as error:
+        if name == MAIN:
+            raise
         raise type(error)(f"aspect {name!r}: {error.got}", error.need, error.do) from error
