@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from pipeline.encoders.decoders.sweep import Checkpoint
 
 PROMPTS = ("prompteol", "pretended-cot", "knowledge")
-# Of the layers: where prepending may end. Beyond the middle the paper found nothing for likeness of sentences.
-_EXITS = (0.1, 0.2, 0.3, 0.5)
+# Of the layers: where prepending may end, beside after one. Beyond the middle the paper found nothing for likeness.
+_EXITS = (0.1, 0.2, 0.5)
 _LEAST = 20
 
 Embed = Callable[[DecoderConfig, Sequence[str]], NDArray[np.float32]]
@@ -87,12 +87,14 @@ def tune(
 
 def try_prompt(prompt: str, pairs: Pairs, embed: Embed, layers: int) -> list[Trial]:
     """A prompt without prepending and with each exit, each at its best layer of the upper half."""
-    exits = sorted({max(2, round(share * layers)) for share in _EXITS if round(share * layers) < layers})
     hows = [DecoderConfig(prompt=prompt)]
-    hows += [
-        DecoderConfig(prompt=prompt, token_prepending=True, exit=exit) for exit in exits if exit <= layers
-    ]
+    hows += [DecoderConfig(prompt=prompt, token_prepending=True, exit=exit) for exit in exits_of(layers)]
     return [best_layer(how, pairs, embed(how, pairs.texts), layers) for how in hows]
+
+
+def exits_of(layers: int) -> list[int]:
+    """The exits that are tried in a model of so many layers."""
+    return sorted({2, *(max(2, round(share * layers)) for share in _EXITS)})
 
 
 def best_layer(

@@ -25,35 +25,32 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pipeline.config import DecoderConfig, EncoderConfig
 from pipeline.encoders.decoders.sweep import Checkpoint
 from pipeline.evaluation.sts import Pairs, cosines_of, read_pairs, spearman, spearman_resampled
-from pipeline.evaluation.tuning import PROMPTS, some_of
+from pipeline.evaluation.tuning import PROMPTS, exits_of, some_of
 
 CELLS = RESULTS / "decoders.cells.jsonl"
 MEAN = "mean"
-_EXITS = (0.1, 0.2, 0.3, 0.5)
 
 
 def main() -> None:
     """Measure the cells that are missing; Ctrl-C loses one."""
     given = _arguments()
     model = Checkpoint.open(EncoderConfig(model=given.model))
-    exits = [max(2, round(share * model.layers)) for share in _EXITS]
-    dev = [(given.dev, given.most_dev, prompt, exit) for prompt in PROMPTS for exit in (0, *exits)]
     cells = read_cells()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         sets = given.sets.split(",")
-        shown = bar.add_task("decoders", total=len(dev) + 1 + len(sets) * (2 * len(PROMPTS) + 1))
-        for todo in (dev, _tests(given, cells, sets)):
-            for name, most, prompt, exit in todo:
-                key = f"{name} {most} {prompt} {exit}"
-                bar.update(shown, description=key)
-                if key not in cells:
-                    cells[key] = measure(model, given.pairs / f"{name}.parquet", most, prompt, exit)
-                    with CELLS.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"key": key} | cells[key]) + "\n")
-                bar.advance(shown)
-                if name != given.dev:
-                    report(given, cells, model.layers, sets)
+        of_prompt = 1 + len(exits_of(model.layers)) + 2 * len(sets)
+        shown = bar.add_task("decoders", total=len(sets) + len(PROMPTS) * of_prompt)
+        for name, most, prompt, exit in _todo(given, cells, model.layers, sets):
+            key = f"{name} {most} {prompt} {exit}"
+            bar.update(shown, description=key)
+            if key not in cells:
+                cells[key] = measure(model, given.pairs / f"{name}.parquet", most, prompt, exit)
+                with CELLS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"key": key} | cells[key]) + "\n")
+                report(given, cells, model.layers, sets)
+            bar.advance(shown)
+    report(given, cells, model.layers, sets)
 
 
 def _arguments() -> argparse.Namespace:
@@ -69,13 +66,16 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _tests(
-    given: argparse.Namespace, cells: dict[str, Any], sets: list[str]
+def _todo(
+    given: argparse.Namespace, cells: dict[str, Any], layers: int, sets: list[str]
 ) -> Iterator[tuple[str, int, str, int]]:
-    """The cells of the test sets, when those of the dev set are there."""
-    for name in sets:
-        yield name, given.most, MEAN, 0
-        for prompt in PROMPTS:
+    """The cells in order: a prompt's test cells follow those of the dev set, which say how it is run."""
+    for prompt in PROMPTS:
+        for exit in (0, *exits_of(layers)):
+            yield given.dev, given.most_dev, prompt, exit
+        for name in sets:
+            if prompt == PROMPTS[0]:
+                yield name, given.most, MEAN, 0
             yield name, given.most, prompt, 0
             yield name, given.most, prompt, chosen(given, cells, prompt)[1][0]
 
@@ -165,6 +165,8 @@ def _rows(
         mean = round(100 * score(plain, layers), 2)
         yield {"set": name, "prompt": MEAN, "layer": "last", "out": layers, "off": mean, "gain": None}
     for prompt in PROMPTS:
+        if f"{name} {given.most} {prompt} 0" not in cells:
+            continue
         (_, off_layer), (exit, on_layer) = chosen(given, cells, prompt)
         off, on = (cells.get(f"{name} {given.most} {prompt} {number}") for number in (0, exit))
         if not off or not on:

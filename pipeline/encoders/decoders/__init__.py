@@ -7,9 +7,10 @@ wording     the token ids that a prompt puts around a text, in the encoder's own
 loading     the checkpoint as a transformers model, with every one of its weights
 prepending  Token Prepending inside the exported graph
 reference   the same by the stock model, for the gate and for tuning
+sweep       vectors out of each layer at once, to choose by
 magnitudes  values of a graph that half precision cannot hold
 
-torch and transformers are loaded by loading, prepending and reference only.
+torch and transformers are loaded by loading, prepending, reference and sweep only.
 """
 
 from __future__ import annotations
