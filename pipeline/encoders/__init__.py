@@ -15,6 +15,7 @@ fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
 coded       codes: a binarizer behind the graph
 space       an affine map behind the vectors, fitted on a sample; spaced: encoders with one
+decoders/   encoders out of decoder-only language models: prompts, Token Prepending, GGUF files
 prepare     graphs exported into the cache or a folder of their own, built once, behind the gate
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
