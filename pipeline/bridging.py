@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.chunking.sentences import whole_sentences
 from pipeline.config import Settings
-from pipeline.encoders import Encoder, EncoderSpec, describe, load_plain_encoder
+from pipeline.encoders import EncoderSpec, describe, load_plain_encoder
 from pipeline.errors import EncoderError, UsageError
-from pipeline.lane.embedding import embed_texts, read_chunks
+from pipeline.lane.embedding import draw_chunks, embed_texts
 from pipeline.schemas import Observer, Progress
-from pipeline.sources import open_source
 from pipeline.versions import BridgeOptions, fit_bridge, save_bridge
 from pipeline.versions.bridge_folder import SPEC
 from pipeline.versions.fitting import LEAST_TEXTS
@@ -43,7 +40,7 @@ def build_bridge(
     observe(Progress("preparing the encoders"))
     old, new = _described(before, after, out)
     with closing(load_plain_encoder(before.encoder)) as encoder:
-        chunks = _drawn(sample, before, encoder, texts, seed, observe)
+        chunks = draw_chunks(sample, before, encoder, texts, seed, LEAST_TEXTS, observe)
         sentences = [_sentence(text, np.random.default_rng([seed, n])) for n, text in enumerate(chunks)]
         first = embed_texts(chunks, encoder, observe), encoder.encode_queries(sentences)
     with closing(load_plain_encoder(after.encoder)) as encoder:
@@ -79,23 +76,6 @@ def _described(before: Settings, after: Settings, out: Path) -> tuple[EncoderSpe
             "Nothing has to be bridged: their vectors can be compared",
         )
     return old, new
-
-
-def _drawn(
-    uri: str, settings: Settings, encoder: Encoder, texts: int, seed: int, observe: Observer
-) -> list[str]:
-    """As many different chunks of the sample, drawn at random."""
-    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
-        found = read_chunks(open_source(uri, settings.source, Path(scratch)), settings, encoder, observe)
-    different = list(dict.fromkeys(found.texts))  # a text that comes twice would be known when it is held out
-    if len(different) < LEAST_TEXTS:
-        raise EncoderError(
-            f"{len(different)} different chunks in {uri}",
-            f"At least {LEAST_TEXTS}",
-            "Give a larger --sample: 2,000 texts of the collection itself are a good start",
-        )
-    picked: NDArray[np.int64] = np.random.default_rng(seed).permutation(len(different))[:texts]
-    return [different[row] for row in picked]
 
 
 def _sentence(text: str, generator: np.random.Generator) -> str:

@@ -1,4 +1,4 @@
-"""Codes trained on documents, on the vectors of a collection, or on those of a file."""
+"""Codes trained on documents, on the vectors of a collection, or on those of a file; or beside older codes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -15,16 +15,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.codes import load_codes, save_codes
+from pipeline.codes import Binarizer, load_codes, save_codes
 from pipeline.codes.folder import SPEC
 from pipeline.config import Settings
-from pipeline.encoders import load_plain_encoder
-from pipeline.errors import CollectionMismatch, UsageError
-from pipeline.lane.embedding import embed_chunks
+from pipeline.encoders import describe, load_plain_encoder
+from pipeline.errors import CollectionMismatch, EncoderError, UsageError
+from pipeline.lane.embedding import draw_chunks, embed_chunks, embed_texts
 from pipeline.schemas import Observer, Progress
 from pipeline.sources import open_source
 from pipeline.stores import Purpose, Store, collection, count_stored, open_collection, scan_vectors
 from pipeline.versions import Contract
+from pipeline.versions.maps import procrustes, to_unit
+
+if TYPE_CHECKING:
+    from pipeline.codes.compatible import CompatibleReport
+    from pipeline.codes.training import TrainingReport
 
 VECTOR_COLUMN = "vector"
 
@@ -112,16 +117,73 @@ def train(
         watch=lambda epoch, recall: observe(Progress(_stage(epoch, recall), epoch, options.epochs)),
     )
     save_codes(binarizer, out)
+    return {**_said(binarizer, out), "vectors": report.vectors, **_course(report)}
+
+
+def train_beside(
+    before: Settings,
+    after: Settings,
+    old_codes: Path,
+    documents: str,
+    out: Path,
+    observe: Observer,
+    *,
+    epochs: int,
+    seed: int,
+) -> dict[str, Any]:
+    """Train codes of the encoder of `after` that rank beside `old_codes`, which are of that of `before`; the report.
+
+    A crash leaves no codes. Both embed the same chunks, at most MOST_VECTORS, cut for the old one, and a rotation
+    (`procrustes`) into the old space is what training starts from. Raises EncoderError for the same encoder twice, old
+    codes of another one, or too few chunks.
+    """
+    from pipeline.codes.compatible import train_compatible  # torch takes seconds to import
+    from pipeline.codes.training import LEAST_VECTORS, TrainingOptions
+
+    observe(Progress("preparing the encoders"))
+    old, new = (describe(settings.encoder).plain for settings in (before, after))
+    if old.version == new.version:
+        raise EncoderError(
+            f"{old.source} and {new.source} are one encoder, version {old.version[:12]}",
+            "Two encoders of different versions",
+            "Go on with the codes that there are: they are of this encoder",
+        )
+    stored = load_codes(old_codes, old.version)
+    with closing(load_plain_encoder(before.encoder)) as encoder:
+        chunks = draw_chunks(documents, before, encoder, MOST_VECTORS, seed, LEAST_VECTORS, observe)
+        first = embed_texts(chunks, encoder, observe)
+    with closing(load_plain_encoder(after.encoder)) as encoder:
+        second = embed_texts(chunks, encoder, observe)
+    into_old = procrustes(to_unit(second), to_unit(first))
+    binarizer, report = train_compatible(
+        first,
+        second,
+        stored,
+        (into_old.weight, into_old.bias),
+        TrainingOptions(epochs=epochs, seed=seed),
+        new.version,
+        lambda epoch, recall: observe(Progress(_stage(epoch, recall), epoch, epochs)),
+    )
+    save_codes(binarizer, out)
+    beside = {"compatible_with": stored.fingerprint, "texts": report.texts}
+    return {**_said(binarizer, out), **beside, **_course(report)}
+
+
+def _said(binarizer: Binarizer, out: Path) -> dict[str, Any]:
     spec = binarizer.spec
     return {
         "out": str(out),
         "fingerprint": binarizer.fingerprint,
         "encoder_version": spec.encoder_version,
-        "vectors": report.vectors,
         "bits": spec.bits,
         "dims": spec.dims,
         "bytes": spec.bytes,
         "float_bytes": 4 * spec.input_dims,
+    }
+
+
+def _course(report: TrainingReport | CompatibleReport) -> dict[str, Any]:
+    return {
         "recall@10_before": round(report.recall[0], 4),
         "recall@10": round(max(report.recall), 4),
         "best_epoch": report.best_epoch,

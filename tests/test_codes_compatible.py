@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.codes import make_binarizer
+from pipeline.codes import load_codes, make_binarizer, save_codes
 from pipeline.codes.compatible import train_compatible
 from pipeline.codes.training import TrainingOptions
 from pipeline.errors import EncoderError
@@ -37,8 +37,10 @@ def test_training_finds_more_in_a_mixed_index_than_the_bridge_before_the_old_cod
     made, report = train_compatible(old, new, before, into_old, options, "new")
     assert (made.spec.dims, made.spec.bits) == (before.spec.dims, before.spec.bits)
     assert (made.spec.input_dims, made.spec.encoder_version, made.spec.method) == (24, "new", "compatible")
-    if not losses:  # the contrastive loss teaches codes, and the report asks with floats
+    assert made.spec.compatible_with == before.fingerprint
+    if not losses:  # with few texts the contrastive loss makes codes worse, and is stopped where it began
         assert max(report.recall) > report.recall[0] + 0.01
+    assert report.best_epoch == np.argmax(report.recall)
     again, _ = train_compatible(old, new, before, into_old, options, "new")
     assert again.fingerprint == made.fingerprint
 
@@ -50,6 +52,19 @@ def test_without_an_epoch_it_is_the_old_codes_behind_the_map(pair, before):
     mapped = before.encode(new @ into_old[0]).packed
     different = np.unpackbits(made.encode(new).packed ^ mapped).mean()
     assert different < 0.15, "only lengths differ"
+
+
+def test_codes_that_rank_beside_none_are_hashed_and_written_without_a_word_of_it(tmp_path):
+    plain = make_binarizer("sign", np.eye(8, dtype=np.float32), 8, 1, centre=False)
+    assert plain.fingerprint.startswith("21bb74eee514b3f7")
+    beside = replace(plain, spec=replace(plain.spec, compatible_with="a"))
+    other = replace(plain, spec=replace(plain.spec, compatible_with="b"))
+    assert len({one.fingerprint for one in (plain, beside, other)}) == 3
+    for binarizer in (plain, beside):
+        folder = tmp_path / str(len(binarizer.spec.compatible_with))
+        save_codes(binarizer, folder)
+        assert load_codes(folder).spec == binarizer.spec
+    assert "compatible_with" not in (tmp_path / "0" / "binarizer.json").read_text()
 
 
 def test_texts_must_pair(pair, before):

@@ -128,3 +128,31 @@ def test_a_file_without_vectors_is_named(column, tmp_path):
         train.of_file(tmp_path / "vectors.parquet")
     with pytest.raises(UsageError, match="cannot be read"):
         train.of_file(tmp_path / "missing.parquet")
+
+
+def test_the_command_trains_codes_beside_older_ones(source, tiny_model, wide_model, encoder_cache, tmp_path):
+    old, out = tmp_path / "old", tmp_path / "new"
+    to = runs.settings(tiny_model, encoder_cache, f"edge:{tmp_path}/index")
+    trained(train.of_documents(str(source), to, silent), old)
+    common = ("codes", "train", "--encoder", wide_model, "--set", "chunking.max_tokens=48", "--epochs", "1")
+
+    def command(*arguments):
+        return runs.inside(*common, *arguments, cache=encoder_cache)
+
+    beside = ("--compatible-with", old, "--old-encoder")
+    done = command("--documents", source, *beside, tiny_model, "--out", out, "--json")
+    assert done.returncode == 0, done.stderr
+    report, binarizer = json.loads(done.stdout), load_codes(out)
+    assert (report["fingerprint"], report["bits"], report["dims"]) == (binarizer.fingerprint, 2, 32)
+    assert report["compatible_with"] == binarizer.spec.compatible_with == load_codes(old).fingerprint
+    assert binarizer.spec.input_dims == 48
+    assert report["texts"] > 256
+    for arguments, said in (
+        ((*beside, tiny_model, "--bits", "1"), "those of the older codes"),
+        (beside[:2], "--old-encoder and --documents"),
+        ((*beside, wide_model), "one encoder"),
+    ):
+        refused = command("--documents", source, *arguments, "--out", tmp_path / "none")
+        assert refused.returncode != 0
+        assert said in " ".join(refused.stderr.split())
+        assert not (tmp_path / "none").exists()

@@ -14,6 +14,7 @@ from pipeline.config import Settings
 from pipeline.errors import UsageError
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.comparison import evaluate_codes
+from pipeline.evaluation.pair import settings_of
 from pipeline.job import check_target
 from pipeline.schemas import Observer
 
@@ -37,11 +38,25 @@ def train(
             metavar="COLLECTION|FILE",
         ),
     ] = None,
-    bits: Annotated[int, typer.Option("--bits", min=1, max=4, help="Bits a dimension.")] = 2,
+    beside: Annotated[
+        Path | None,
+        typer.Option(
+            "--compatible-with",
+            help="Learn codes of --encoder that rank beside these older ones, of --old-encoder.",
+            metavar="DIR",
+        ),
+    ] = None,
+    old_encoder: Annotated[
+        str | None,
+        typer.Option("--old-encoder", help="The encoder of those older codes.", metavar="FOLDER_OR_ID"),
+    ] = None,
+    bits: Annotated[
+        int | None, typer.Option("--bits", min=1, max=4, help="Bits a dimension; 2 if it is not said.")
+    ] = None,
     dims: Annotated[
-        int,
-        typer.Option("--dims", min=0, help="Dimensions of a code, a multiple of 8; 0: those of the vectors."),
-    ] = 0,
+        int | None,
+        typer.Option("--dims", min=0, help="Dimensions of a code, a multiple of 8; as vectors if not said."),
+    ] = None,
     epochs: Annotated[
         int, typer.Option("--epochs", min=0, help="At most so many passes; it ends when nothing gets better.")
     ] = 30,
@@ -60,13 +75,28 @@ def train(
         raise UsageError(
             "--documents and --from, or neither", "One of the two", "headwater codes train --documents …"
         )
+    if (beside or old_encoder) and (not (beside and old_encoder and documents) or bits or dims):
+        raise UsageError(
+            "codes compatible with older ones, of which not all is said, or too much",
+            "--compatible-with, --old-encoder and --documents, as both encoders embed the same chunks; "
+            "bits and dims are those of the older codes",
+            "headwater codes train --compatible-with DIR --old-encoder OLD --encoder NEW --documents …",
+        )
     flags = {"source.id": id, "source.text": text, "source.template": template, "encoder.model": encoder}
     given = {"store.url": store, "store.collection": vectors if vectors and not _is_file(vectors) else None}
     settings = options.settings(config, set, flags | given)
     training.check_out(out)
     with progress() as observe:
-        sample = _sample(documents, vectors, settings, observe)
-        report = training.train(sample, out, observe, bits=bits, dims=dims, epochs=epochs, seed=seed)
+        if beside and old_encoder and documents:
+            before, after = (settings_of(settings, one) for one in (old_encoder, settings.encoder.model))
+            report = training.train_beside(
+                before, after, beside, documents, out, observe, epochs=epochs, seed=seed
+            )
+        else:
+            sample = _sample(documents, vectors, settings, observe)
+            report = training.train(
+                sample, out, observe, bits=bits or 2, dims=dims or 0, epochs=epochs, seed=seed
+            )
     print_result(report, json_out, lambda: print_table(f"codes in {out}", report))
 
 

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,10 +39,11 @@ Scale = Literal["norm", "projection"]
 class BinarizerSpec:
     """What a binarizer is, without its weights.
 
-    method: how it was made: "learned", "sign", "rotation", "itq" or "pca".
+    method: how it was made: "learned", "compatible", "sign", "rotation", "itq" or "pca".
     encoder_version: whose vectors it takes; "" where that is not known.
     input_dims, dims: width of a vector, and of each plane (a multiple of 8); bits: planes, 1 to 4.
     scale: a document's float factor: 1/|V| as in the paper, or |y|²/⟨V, y⟩ with y its projection, as in RaBitQ.
+    compatible_with: the fingerprint of the older codes beside which these rank; "" where there are none.
     """
 
     method: str
@@ -51,6 +52,7 @@ class BinarizerSpec:
     dims: int
     bits: int
     scale: Scale
+    compatible_with: str = ""
 
     def __post_init__(self) -> None:
         if (
@@ -69,6 +71,11 @@ class BinarizerSpec:
     def bytes(self) -> int:
         """The size of a code, without its scale."""
         return self.bits * self.dims // 8
+
+    def as_dict(self) -> dict[str, Any]:
+        """The spec as JSON values; what codes rank beside is said by those alone that do, so others' hash stays."""
+        said = asdict(self)
+        return said if self.compatible_with else {key: said[key] for key in said if key != "compatible_with"}
 
 
 class Layer(NamedTuple):
@@ -120,7 +127,7 @@ class Binarizer:
     @cached_property
     def fingerprint(self) -> str:
         """64 hex digits: SHA-256 of the spec and every weight; part of the version of the encoder before it."""
-        digest = hashlib.sha256(json.dumps(asdict(self.spec), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.spec.as_dict(), sort_keys=True).encode())
         for name, array in sorted(self.tensors().items()):
             digest.update(f"{name}{array.shape}".encode() + np.ascontiguousarray(array, "<f4").tobytes())
         return digest.hexdigest()

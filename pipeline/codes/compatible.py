@@ -36,7 +36,8 @@ class CompatibleReport:
     """What a compatible training did.
 
     recall: held-out recall@10 against the new encoder's floats, of new float queries on an index half of whose codes
-    are old, after each epoch on 90 % of the texts, first the start's. best_epoch: how many epochs the codes had.
+    are old, after each epoch on 90 % of the texts, first the start's; of coded queries where only the contrastive loss
+    was trained on. best_epoch: how many epochs the codes had.
     """
 
     texts: int
@@ -74,16 +75,22 @@ def train_compatible(
     order = np.random.default_rng(options.seed).permutation(len(unit))
     cut = min(int(len(unit) * _HELD_OUT), _MOST_HELD_OUT)
     held, kept = order[:cut], order[cut:]
-    recall = [_recall(start, unit, stored, held, kept)]
+    coded = not options.distil  # then nothing teaches the projection of float queries
+    recall = [_recall(start, unit, stored, held, kept, coded)]
     best = start
     for epoch, trained in _epochs(start, unit[kept], stored[kept], options):
-        recall.append(_recall(trained, unit, stored, held, kept))
+        recall.append(_recall(trained, unit, stored, held, kept, coded))
         watch(epoch, recall[-1])
-        if recall[-1] >= max(recall):
+        if recall[-1] > max(recall[:-1]):
             best = trained
         if epoch - int(np.argmax(recall)) >= options.patience:
             break
-    spec = replace(best.spec, method="compatible", encoder_version=encoder_version)
+    spec = replace(
+        best.spec,
+        method="compatible",
+        encoder_version=encoder_version,
+        compatible_with=before.fingerprint,
+    )
     seconds = time.perf_counter() - since
     return replace(best, spec=spec), CompatibleReport(
         len(unit), tuple(recall), int(np.argmax(recall)), seconds
@@ -125,12 +132,18 @@ def _behind(before: Binarizer, weight: Vectors, bias: Vectors, encoder_version: 
 
 
 def _recall(
-    binarizer: Binarizer, unit: Vectors, stored: Vectors, held: NDArray[np.int64], kept: NDArray[np.int64]
+    binarizer: Binarizer,
+    unit: Vectors,
+    stored: Vectors,
+    held: NDArray[np.int64],
+    kept: NDArray[np.int64],
+    coded: bool,
 ) -> float:
     """Of the new floats' ten nearest, the share that held-out queries find where every other text's code is old."""
     index = _stored(binarizer, unit[kept])
     index[::2] = stored[kept][::2]
-    pair = binarizer.project(unit[held]) @ index.T, unit[held] @ unit[kept].T
+    asked = _stored(binarizer, unit[held]) if coded else binarizer.project(unit[held])
+    pair = asked @ index.T, unit[held] @ unit[kept].T
     found, right = (np.argpartition(-scores, _RECALL_AT, axis=1)[:, :_RECALL_AT] for scores in pair)
     return float(
         np.mean([len(np.intersect1d(*rows)) / _RECALL_AT for rows in zip(found, right, strict=True)])

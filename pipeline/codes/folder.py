@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +35,7 @@ def save_codes(binarizer: Binarizer, folder: Path) -> None:
     tensors = {name: np.ascontiguousarray(array) for name, array in binarizer.tensors().items()}
     save_file(tensors, folder / WEIGHTS)
     os.chmod(folder / WEIGHTS, 0o644)  # safetensors writes for its owner alone; whoever searches reads it
-    said = {"format": _FORMAT, "fingerprint": binarizer.fingerprint, "spec": asdict(binarizer.spec)}
+    said = {"format": _FORMAT, "fingerprint": binarizer.fingerprint, "spec": binarizer.spec.as_dict()}
     handle, name = tempfile.mkstemp(dir=folder, prefix=f".{SPEC}.")
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump(said, file, indent=2)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +12,12 @@ from numpy.typing import NDArray
 
 from pipeline.config import Settings
 from pipeline.encoders import Encoder
+from pipeline.errors import EncoderError
 from pipeline.job import make_chunker, window_tokens
 from pipeline.lane.reading import split_windows
 from pipeline.lane.windows import document_numbers, token_arrays
 from pipeline.schemas import Observer, Progress
-from pipeline.sources import Source
+from pipeline.sources import Source, open_source
 
 _TEXTS_AT_ONCE = 256
 
@@ -65,6 +68,23 @@ def read_chunks(source: Source, settings: Settings, encoder: Encoder, observe: O
                 owners.append(numbers.setdefault(document, len(numbers)))
             observe(Progress("reading", len(numbers), source.rows))
     return ChunkTexts(texts, np.asarray(owners, np.int64), list(numbers))
+
+
+def draw_chunks(
+    uri: str, settings: Settings, encoder: Encoder, most: int, seed: int, least: int, observe: Observer
+) -> list[str]:
+    """At most `most` different chunks of a source, drawn at random; EncoderError where there are fewer than `least`."""
+    with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
+        found = read_chunks(open_source(uri, settings.source, Path(scratch)), settings, encoder, observe)
+    different = list(dict.fromkeys(found.texts))  # a text that comes twice would be known when it is held out
+    if len(different) < least:
+        raise EncoderError(
+            f"{len(different)} different chunks in {uri}",
+            f"At least {least}",
+            "Give more documents: 2,000 texts of the collection itself are a good start",
+        )
+    picked: NDArray[np.int64] = np.random.default_rng(seed).permutation(len(different))[:most]
+    return [different[row] for row in picked]
 
 
 def embed_texts(texts: Sequence[str], encoder: Encoder, observe: Observer) -> NDArray[np.float32]:
