@@ -12,9 +12,9 @@ from pipeline.encoders import LATE, EncoderSpec, describe, prepare_encoder
 from pipeline.errors import UpgradeRefused, UsageError
 from pipeline.job import make_chunker, make_contract
 from pipeline.stores import NEXT, Store, collection, settings_like
-from pipeline.upgrade.vectors import Mapper
+from pipeline.upgrade.vectors import Copier, Maker, Mapper
 from pipeline.upgrade.versions import Version, Versions, moment, record
-from pipeline.versions import Bridge, Contract, load_bridge
+from pipeline.versions import Bridge, CodesContract, Contract, load_bridge
 
 
 class Way(StrEnum):
@@ -30,7 +30,8 @@ class Way(StrEnum):
 WHY = {
     Way.NOTHING: "the collection holds vectors of this encoder alone",
     Way.IN_PLACE: "the collection is of this encoder's family: what a bridge has mapped is embedded anew",
-    Way.FAMILY: "a bridge maps the stored vectors at once, and they are embedded anew document by document",
+    Way.FAMILY: "stored vectors are mapped at once by a bridge, or stay as codes that the new ones rank beside; they "
+    "are embedded anew document by document",
     Way.PAYLOAD: "the chunks stay as they are, and are embedded anew from their texts in the payloads",
     Way.SOURCE: "the source is read, cut and embedded anew",
 }
@@ -45,10 +46,13 @@ class Target:
     settings: Settings
     bridge: Bridge | None = None
 
-    def mapper(self, serving: Version) -> Mapper:
-        """What maps the vectors of the version that serves; raises UpgradeRefused where it holds none."""
-        assert self.bridge is not None
+    def mapper(self, serving: Version) -> Maker:
+        """What maps the vectors of the version that serves, or copies its codes; UpgradeRefused where it has none."""
         held, codes = serving.contract, self.contract.codes
+        if self.bridge is None:
+            assert held.codes is not None
+            assert codes is not None
+            return Copier(held.codes.vector_name, codes.fingerprint)
         if held.codes and not held.codes.keep_vectors:
             raise UpgradeRefused(
                 f"collection {serving.alias!r} holds codes without their vectors",
@@ -91,8 +95,12 @@ def aim(
     kept = frozenset() if source else held.chunker_versions - {cut_by}
     fresh = _settings_of(store, settings, versions, spec)
     contract = replace(make_contract(fresh, spec, cut_by), also_cut_by=tuple(sorted(kept)))
+    if source:
+        return Way.SOURCE, Target(spec, contract, fresh)
     if bridge is None:
-        return (Way.SOURCE if source else Way.PAYLOAD), Target(spec, contract, fresh)
+        family = _codes_beside(versions.name, held, contract.codes)
+        contract = replace(contract, compatible=family)
+        return (Way.FAMILY if family else Way.PAYLOAD), Target(spec, contract, fresh)
     if spec.version in held.compatible:  # mapped there and back, they would be taken for embedded
         raise UpgradeRefused(
             f"collection {versions.name!r} still holds points of {spec.source!r}, which a bridge has mapped",
@@ -150,6 +158,24 @@ def _check_chunks(name: str, held: Contract, spec: EncoderSpec, settings: Settin
             "Whole documents: a chunk's vector is made of its tokens' states in all of its document",
             "Give the documents: --from docs.parquet; or another encoder.long, which embeds chunks by themselves",
         )
+
+
+def _codes_beside(name: str, held: Contract, codes: CodesContract | None) -> dict[str, str]:
+    """The versions whose codes may stay beside these, by what was trained for it; {} where nothing was.
+
+    Raises UpgradeRefused where points are to have vectors, too: old ones have none of the new encoder's.
+    """
+    if codes is None or held.codes is None:
+        return {}
+    if load_codes(Path(codes.folder)).spec.compatible_with != held.codes.fingerprint:
+        return {}
+    if codes.keep_vectors:
+        raise UpgradeRefused(
+            f"the codes in {codes.folder} rank beside those of collection {name!r}, and vectors are to be kept, too",
+            "Codes alone: vectors of two encoders do not go together as their codes do",
+            "Set store.keep_vectors = false; or, where the collection holds vectors, map them: --bridge DIR",
+        )
+    return dict.fromkeys(sorted(held.encoder_versions), codes.fingerprint)
 
 
 def _check_same(held: Contract, wanted: Contract, name: str) -> None:

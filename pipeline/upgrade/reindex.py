@@ -139,10 +139,10 @@ class _Passes:
 def _fill(
     passes: _Passes, versions: Versions, candidate: Version, way: Way, target: Target, limits: Limits
 ) -> Reindexed:
-    """Map all documents first, where there is a bridge; then embed those that are not, as far as the limits go."""
+    """Map or copy all documents first, in a family; then embed those that are not, as far as the limits go."""
     done, complete = Mirrored(), False
     sides = _sides(versions, candidate, candidate.contract.encoder_versions)
-    if target.bridge:
+    if way is Way.FAMILY:
         done = passes.run(sides, target.mapper(versions.serving), Limits(hours=limits.hours))
         complete = done.equal
     if not passes.stop.is_set():

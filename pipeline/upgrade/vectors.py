@@ -1,4 +1,4 @@
-"""What a stored chunk becomes in another version: embedded anew from its text, or its vector mapped by a bridge."""
+"""What a stored chunk becomes in another version: embedded anew from its text, or its vector mapped, or as it is."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pipeline.stores import Chunk, Profile
 from pipeline.versions import Bridge
 
 BRIDGE = "bridge"
-"""The key, among our own, under which a point whose vector was mapped names the bridge by its fingerprint."""
+"""The key, among our own, under which a mapped point names the bridge, or compatible codes, by the fingerprint."""
 
 Refusal = tuple[str, str]
 """A reason in a word, and in a sentence."""
@@ -110,6 +110,43 @@ class Embedder:
         """See `Maker`."""
         if "_encoder" in vars(self):
             self._encoder.close()
+
+
+@dataclass(frozen=True)
+class Copier:
+    """Takes codes over as they stand, for a version whose own rank beside them; `fingerprint` is that of those.
+
+    Compatible training (`codes/compatible.py`) is what bridges: of the stored rows not a bit changes.
+    """
+
+    vector_name: str
+    fingerprint: str
+
+    maps = True
+    window_tokens = 1  # never reached
+
+    def read(self, chunk: Chunk) -> NDArray[Any]:
+        """See `Maker`."""
+        return np.array(chunk.vectors[self.vector_name], np.float32)
+
+    def tokens(self, given: NDArray[Any]) -> int:
+        """See `Maker`: none."""
+        return 0
+
+    def refuses(self, given: NDArray[Any]) -> Refusal | None:
+        """See `Maker`: none."""
+        return None
+
+    def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
+        """See `Maker`."""
+        return np.stack(given)
+
+    def stamp(self, ours: Mapping[str, Any]) -> dict[str, Any]:
+        """See `Maker`: the version of the encoder that embedded the text stays, and the newer codes are named."""
+        return {**ours, BRIDGE: self.fingerprint}
+
+    def close(self) -> None:
+        """See `Maker`."""
 
 
 @dataclass(frozen=True)
