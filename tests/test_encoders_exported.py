@@ -48,6 +48,12 @@ def test_a_folder_is_an_encoder_wherever_it_is(exported, copied, tiny_model, tmp
     assert not (tmp_path / "cache").exists()
 
 
+def test_whoever_runs_the_encoder_may_read_it(exported):
+    modes = {file.name: file.stat().st_mode & 0o444 for file in [exported[0], *exported[0].iterdir()]}
+
+    assert modes == dict.fromkeys([exported[0].name, GRAPH, MANIFEST, TOKENIZER], 0o444)
+
+
 def test_the_first_dimensions_are_normalised_again(exported, tiny_model, encoder_cache):
     whole = vectors(load_encoder(EncoderConfig(model=str(tiny_model), cache=str(encoder_cache))))
     expected = whole[:, :8] / np.linalg.norm(whole[:, :8], axis=1, keepdims=True)

@@ -40,6 +40,7 @@ def write_whole(file: Path, parts: Iterable[bytes]) -> None:
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.writelines(parts)
+        os.chmod(name, 0o644)  # a cache may be shared, and an encoder carried; temporary files are not
         os.replace(name, file)
     except BaseException:
         with suppress(OSError):
