@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.config import DecoderConfig, EncoderConfig, Settings, StoreConfig
-from pipeline.encoders import Encoder, check, describe, load_encoder
+from pipeline.encoders import Encoder, check, describe, export, load_encoder
 from pipeline.encoders.decoders.gguf import read_gguf, read_model
 from pipeline.encoders.decoders.loading import load_decoder
 from pipeline.encoders.decoders.magnitudes import large_values
@@ -116,6 +116,8 @@ def test_without_prepending_the_slot_and_its_blank_are_not_said():
         ("promteol", False, "Did you mean 'prompteol'"),
         ("{text} or {text}", False, "2 places for the text"),
         ("{text} in one word:", True, "<PST> once, before {text}"),
+        ("{text} <PST> in one word:", True, "<PST> once, before {text}"),
+        ("<PST> '{text}' <PST>", True, "<PST> once, before {text}"),
         ("", True, "token_prepending without encoder.decoder.prompt"),
     ],
 )
@@ -291,6 +293,8 @@ def test_the_vectors_of_several_prompts_are_averaged(decoder_folder, definition)
         ({"out_layer": 0}, "1 to 4, or -1 to -4"),
         ({"prompt": "prompteol", "token_prepending": True, "exit": 4, "out_layer": 3}, "layers below 3 run"),
         ({"prompt": "prompteol", "token_prepending": True, "start": 2, "exit": 2}, "start < exit"),
+        ({"prompt": "prompteol", "exit": 3}, "without token_prepending"),
+        ({"prompt": "prompteol", "start": 2}, "without token_prepending"),
     ],
 )
 def test_layers_that_the_model_does_not_have_are_refused(decoder_folder, settings, message):
@@ -305,10 +309,29 @@ def test_settings_of_a_decoder_are_refused_for_an_encoder(tiny_model, decoder_fo
         describe(EncoderConfig(model=str(decoder_folder), layers=2, decoder=DecoderConfig(pooling="last")))
 
 
+def test_a_checkpoint_without_settings_is_pooled_as_sentence_transformers_does(decoder_folder):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(decoder_folder), device="cpu", local_files_only=True)
+
+    assert describe(EncoderConfig(model=str(decoder_folder))).modules == (model[1].pooling_mode,)
+
+
 def test_windows_and_several_templates_are_refused_together(decoder_folder):
     long = {"long": "pcw", "max_tokens": 192}
     with pytest.raises(UsageError, match=r"encoder\.long = 'pcw' with a prompt of 8 templates"):
         describe(EncoderConfig(model=str(decoder_folder), **long, decoder=DecoderConfig(prompt="metaeol")))
+
+
+@pytest.mark.parametrize("settings", [{"decoder": {"prompt": "prompteol"}}, {"query_prompt": "asked: " * 9}])
+def test_a_prompt_that_leaves_no_room_for_a_text_is_refused(decoder_folder, tmp_path, settings):
+    config = EncoderConfig.model_validate(
+        {"model": str(decoder_folder), "cache": str(tmp_path / "cache"), "max_tokens": 12} | settings
+    )
+
+    with pytest.raises(UsageError, match="and a row of the model takes 12"):
+        export(config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_that_lacks_tensors_is_refused(tmp_path):

@@ -116,7 +116,9 @@ def test_samples_that_are_too_small_are_refused(kind):
     assert f"At least {least}" in caught.value.need
 
 
-@pytest.mark.parametrize("text", ["white", "centre:3", "whiten:", "whiten:x", "whiten:0", "", "whiten:-1"])
+@pytest.mark.parametrize(
+    "text", ["white", "centre:3", "whiten:", "whiten:x", "whiten:0", "", "whiten:-1", "whiten:٣"]
+)
 def test_kinds_that_are_none(text):
     with pytest.raises(UsageError, match="--space"):
         read_kind(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import encoder_models
@@ -69,6 +70,9 @@ def test_halves_share_no_pair_and_are_the_same_each_time(tmp_path):
     assert [len(half.scores) for half in halves(pairs, 30, file)] == [15, 15]
     with pytest.raises(UsageError, match="At least 20"):
         halves(pairs, 8, file)
+    one_differs = replace(pairs, scores=np.eye(41)[0])
+    with pytest.raises(UsageError, match="all with the score 0"):
+        halves(one_differs, 0, file)
 
 
 def test_one_pass_gives_what_each_layers_encoder_would(decoder_folder):
@@ -121,3 +125,32 @@ def test_what_is_held_out_has_no_say(decoder_folder, tmp_path):
 
     assert one["trials"] == two["trials"]
     assert one["held_out"] != two["held_out"]
+
+
+def test_what_is_not_tuned_stays_as_it_is_set(decoder_folder, tmp_path):
+    file = pairs_file(tmp_path / "pairs.parquet")
+    asked = {"start": 0, "pooling": "mean", "attention": "bidirectional"}
+    config = EncoderConfig(model=str(decoder_folder), decoder=DecoderConfig(**asked))
+
+    found = tune(config, file, ["prompteol"])
+
+    assert {(each["pooling"], each["attention"]) for each in found["trials"]} == {("mean", "bidirectional")}
+    assert [each.get("start") for each in found["trials"]] == [None, 0]
+
+
+def test_a_folder_that_is_taken_is_refused_before_the_tuning(decoder_folder, tmp_path, monkeypatch):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").touch()
+    monkeypatch.setattr("pipeline.cli.decoding.tune", lambda *_: pytest.fail("it tuned"))
+
+    taken = ["--out", str(tmp_path / "out")]
+    words = ["encoders", "tune", str(decoder_folder), "--pairs", "any.parquet", *taken]
+
+    with pytest.raises(UsageError, match="not empty"):
+        CliRunner().invoke(app, words, catch_exceptions=False)
+
+
+def test_a_prompt_longer_than_the_models_window_is_no_prompt_to_tune(decoder_folder, tmp_path):
+    file = pairs_file(tmp_path / "pairs.parquet")
+    with pytest.raises(UsageError, match="and a row of the model takes 96"):
+        tune(EncoderConfig(model=str(decoder_folder)), file, ["word " * 100 + "<PST> {text}"])

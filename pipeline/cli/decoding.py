@@ -9,6 +9,8 @@ import typer
 
 from pipeline.cli import options
 from pipeline.cli.report import print_result, print_table, progress
+from pipeline.encoders.exported import is_exported
+from pipeline.encoders.prepare import check_out
 from pipeline.encoders.prepare import export as export_encoder
 from pipeline.evaluation.tuning import PROMPTS, tune
 
@@ -68,6 +70,8 @@ def tune_decoder(
 ) -> None:
     """Choose prompt and layers for a language model on half of the pairs, and score them on the other half."""
     settings = options.settings(config, set, {"encoder.model": model}).encoder
+    if out and not is_exported(out):
+        check_out(out)  # before hours of tuning; whether what is there is what gets chosen is seen afterwards
     with progress() as observe:
         found = tune(settings, pairs, prompt or PROMPTS, most, observe)
     if out:

@@ -101,8 +101,9 @@ class ModelFolder:
 
 
 def read_folder(root: Path) -> ModelFolder:
-    """Read a sentence-transformers or a plain transformers folder (which gets mean pooling, as that library does).
+    """Read a sentence-transformers or a plain transformers folder.
 
+    The latter gets the pooling that the library gives it: the last token of a language model, else the mean.
     Raises EncoderError for a folder without a model, with pickled weights only, or that needs its own code.
     """
     modules = _read_modules(root)
@@ -127,7 +128,7 @@ def read_folder(root: Path) -> ModelFolder:
         settings=read_json(transformer / "sentence_bert_config.json", missing_ok=True),
         prompts={str(k): str(v) for k, v in (prompts.get("prompts") or {}).items()},
         default_prompt=str(prompts.get("default_prompt_name") or ""),
-        head=_read_head(root, modules[1:]),
+        head=_read_head(root, modules[1:]) if modules[1:] else Head((_usual_pooling(config),), ()),
     )
 
 
@@ -174,10 +175,14 @@ def _read_modules(root: Path) -> list[tuple[str, str]]:
     return kinds
 
 
+def _usual_pooling(config: dict[str, Any]) -> str:
+    names = config.get("architectures") or [""]
+    causal = str(names[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    return "lasttoken" if causal else "mean"
+
+
 def _read_head(root: Path, modules: list[tuple[str, str]]) -> Head:
     """Pooling first, then dense layers and normalisation; anything else is refused by name."""
-    if not modules:
-        return Head(("mean",), ())
     layers: list[Layer] = []
     pooling: tuple[str, ...] = ()
     for number, (kind, path) in enumerate(modules):

@@ -187,6 +187,17 @@ def write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path
     return wording
 
 
+def check_room(tokenizer: Tokenizer, prompt: str, most: int) -> None:
+    """Raise UsageError where a row of `most` tokens has no place for a text beside the prompt."""
+    taken = tokenizer.special_tokens + len(tokenizer.tokenize(prompt).ids)
+    if taken >= most:
+        raise UsageError(
+            f"special tokens and prompt of {taken} tokens, and a row of the model takes {most}",
+            "Room for a text: of that alone something may be cut",
+            f"Shorten the prompt, or set encoder.max_tokens above {taken} if the model allows",
+        )
+
+
 def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:
     """Write tokenizer and graph, and hold the graph to the model before and after onnxruntime's optimisations.
 
@@ -203,6 +214,8 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
     folder = model_of(spec)
     wording = write_tokenizer(folder, spec.decoder, building / TOKENIZER)
     tokenizer = load_tokenizer(building / TOKENIZER)
+    for prompt in (spec.document_prompt, spec.query_prompt):
+        check_room(tokenizer, prompt, spec.longest_row)
     inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec)
     if folder.format == "onnx":
         graph, states, reference = from_graph(folder, inputs)

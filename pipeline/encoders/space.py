@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,7 +72,7 @@ class Space:
 def read_kind(text: str) -> tuple[str, int]:
     """The kind and its number, 0 for its own default, out of "centre", "whiten:256" or "all-but-the-top:3"."""
     kind, colon, number = text.partition(":")
-    if kind not in KINDS or (colon and (kind == CENTRE or not number.isdecimal() or not int(number))):
+    if kind not in KINDS or (colon and (kind == CENTRE or not re.fullmatch("[1-9][0-9]*", number))):
         raise UsageError(
             f"--space {text!r}",
             f"{CENTRE}, {TOP} or {TOP}:DIRECTIONS, {WHITEN} or {WHITEN}:DIMS",

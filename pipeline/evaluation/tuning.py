@@ -59,7 +59,7 @@ def tune(
     trials = [
         trial
         for prompt in prompts
-        for trial in try_prompt(prompt, ours, _watched(model, observe), model.layers)
+        for trial in try_prompt(prompt, ours, _watched(model, observe), model.layers, config.decoder)
     ]
     plain = best_of([trial for trial in trials if not trial.how.token_prepending])
     prepended = best_of([trial for trial in trials if trial.how.token_prepending])
@@ -85,10 +85,14 @@ def tune(
     }
 
 
-def try_prompt(prompt: str, pairs: Pairs, embed: Embed, layers: int) -> list[Trial]:
-    """A prompt without prepending and with each exit, each at its best layer of the upper half."""
-    hows = [DecoderConfig(prompt=prompt)]
-    hows += [DecoderConfig(prompt=prompt, token_prepending=True, exit=exit) for exit in exits_of(layers)]
+def try_prompt(prompt: str, pairs: Pairs, embed: Embed, layers: int, asked: DecoderConfig) -> list[Trial]:
+    """A prompt without prepending and with each exit, each at its best layer of the upper half.
+
+    Pooling, mask and start are those that are `asked` for.
+    """
+    plain = DecoderConfig(prompt=prompt, pooling=asked.pooling, attention=asked.attention)
+    prepended = {"token_prepending": True, "start": asked.start}
+    hows = [plain, *(plain.model_copy(update={**prepended, "exit": exit}) for exit in exits_of(layers))]
     return [best_layer(how, pairs, embed(how, pairs.texts), layers) for how in hows]
 
 
@@ -128,7 +132,15 @@ def halves(pairs: Pairs, most: int, file: Path) -> tuple[Pairs, Pairs]:
             f"At least {_LEAST}: half of them choose, the other half are scored",
             "Give more pairs, or a higher --most",
         )
-    return some_of(pairs, order[::2]), some_of(pairs, order[1::2])
+    parts = some_of(pairs, order[::2]), some_of(pairs, order[1::2])
+    for part in parts:
+        if part.scores.min() == part.scores.max():
+            raise UsageError(
+                f"{len(part.scores)} pairs of {file}, half of those drawn, all with the score {part.scores[0]:g}",
+                "Pairs of different likeness in both halves",
+                "Give more pairs, or a higher --most",
+            )
+    return parts
 
 
 def some_of(pairs: Pairs, rows: NDArray[np.int64]) -> Pairs:

@@ -85,7 +85,7 @@ def _checked(template: str, prepending: bool) -> str:
             f"One of {', '.join(PROMPTS)}, or a template in which {TEXT} stands once",
             f"Did you mean {close[0]!r}?" if close else f"Put {TEXT} where the text goes",
         )
-    if prepending and parts_of(template)[1] is None:
+    if prepending and (template.count(SLOT) != 1 or parts_of(template)[1] is None):
         raise UsageError(
             f"encoder.decoder.prompt = {template!r} with encoder.decoder.token_prepending",
             f"{SLOT} once, before {TEXT}: the token that takes the state of the last one",

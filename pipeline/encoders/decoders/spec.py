@@ -81,7 +81,7 @@ def describe_decoder(folder: ModelFolder, config: EncoderConfig) -> DecoderSpec 
         )
     layers = layers_of(folder)
     out = _out_layer(asked.out_layer, layers)
-    start, exit = _prepended(asked, layers, out) if asked.token_prepending else (0, 0)
+    start, exit = _prepended(asked, layers, out)
     pooling = asked.pooling if asked.pooling != "auto" else "last" if templates else "mean"
     return DecoderSpec(asked.prompt, start, exit, out, pooling, asked.attention)
 
@@ -123,6 +123,14 @@ def _out_layer(asked: int, layers: int) -> int:
 
 
 def _prepended(asked: DecoderConfig, layers: int, out: int) -> tuple[int, int]:
+    if not asked.token_prepending:
+        if (asked.start, asked.exit) != (DecoderConfig().start, DecoderConfig().exit):
+            raise UsageError(
+                f"encoder.decoder.start = {asked.start} and exit = {asked.exit} without token_prepending",
+                "Layers before which a token is prepended, or none of the three",
+                "Set encoder.decoder.token_prepending, or leave start and exit out",
+            )
+        return 0, 0
     exit = asked.exit or min(out, max(asked.start + 1, round(_EXIT * layers)))
     if not asked.start < exit <= out:
         raise UsageError(

@@ -28,7 +28,7 @@ from pipeline.encoders.folder import ModelFolder, read_json
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import pad
 from pipeline.encoders.positions import read_positions
-from pipeline.encoders.prepare import write_tokenizer
+from pipeline.encoders.prepare import check_room, write_tokenizer
 from pipeline.errors import UsageError
 from pipeline.tokens import Tokenizer
 
@@ -94,6 +94,8 @@ class Checkpoint:
         wording = word(self.tokenizer, decoder, self.folder.config)
         definition = json.dumps(worded(self.tokenizer, wording)).encode("utf-8")
         tokenizer = Tokenizer(definition, self.config.document_prompt or "")
+        if window := read_positions(self.folder).window:
+            check_room(tokenizer, "", window)
         return (
             wording,
             decoder,
