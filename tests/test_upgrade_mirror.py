@@ -264,6 +264,7 @@ def test_a_stop_leaves_whole_documents():
     assert done.stopped
     assert not done.equal
     assert 0 < done.copied < 9
+    assert done.copied + done.left == 9
     assert contents(store, "d").items() <= wanted(contents(store, "c")).items() or done.copied
     heads = read_heads(store, "d", [("", str(n)) for n in range(9)])
     assert len(heads) == done.copied
@@ -271,6 +272,54 @@ def test_a_stop_leaves_whole_documents():
     assert not any(head.writing for head in heads.values())
     until_equal(store)
     equal(store)
+
+
+def test_once_it_is_to_stop_nothing_more_is_embedded_of_what_was_read():
+    store = in_memory()
+    index(store, *(Row(("", str(n)), ("river", "stone"), 1) for n in range(9)), sequenced=False)
+    stop, waits, read = threading.Event(), threading.Event(), []
+
+    class Stops(Words):
+        def read(self, chunk):
+            read.append(chunk)
+            if len(read) > 8:  # the second window waits, while the first is embedded
+                waits.set()
+            return super().read(chunk)
+
+        def make(self, given):
+            assert waits.wait(10)
+            stop.set()
+            return super().make(given)
+
+    maker = Stops()
+    done = mirrors.mirror(store, mirrors.SIDES, maker, Limits(), stop)
+    assert len(maker.words) == 4
+    assert (done.copied, done.left, done.stopped) == (2, 7, True)
+    until_equal(store)
+    equal(store)
+
+
+def test_it_tells_what_is_in_step_not_what_is_read():
+    store = in_memory()
+    index(store, *(Row(("", str(n)), ("river", "stone"), 1) for n in range(9)), sequenced=False)
+    told, embedded = [], []
+
+    class Counts(Words):
+        def make(self, given):
+            embedded.append(len(given) // 2)
+            return super().make(given)
+
+    def observe(progress):
+        assert progress.documents <= sum(embedded)
+        told.append((progress.documents, progress.total))
+
+    mirrors.mirror(store, mirrors.SIDES, Counts(), Limits(), threading.Event(), observe)
+    assert (told[0], told[-1]) == ((0, 9), (9, 9))
+    assert len(told) > 4
+    told.clear()
+    embedded.append(9)
+    mirrors.mirror(store, mirrors.SIDES, Counts(), Limits(), threading.Event(), observe)
+    assert told == [(9, 9)]  # the same already
 
 
 def test_an_error_of_the_store_is_raised_from_whichever_thread():

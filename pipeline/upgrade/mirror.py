@@ -4,6 +4,8 @@
     calling thread   embed the texts, or map the vectors by a bridge   ─┤ windows with their vectors
     thread "write"   wait for a turn, write, patch                     ─┘
 
+Once it is to stop, what has no vectors yet gets none: it is left for the next pass, but for patches, which need none.
+
 It remembers nothing: both versions are the truth, and a document is what its head says. New and changed documents are
 copied chunk by chunk as they stand, with vectors of the target's own; where metadata alone is new, payloads are written
 over; what the source does not have any more is deleted. So it can be killed at any moment and run again, and repeated
@@ -31,6 +33,7 @@ from pipeline.stores import (
     Store,
     Suppressions,
     Tombstones,
+    count_stored,
     read_heads,
     remove_held,
     scan_documents,
@@ -38,6 +41,7 @@ from pipeline.stores import (
 from pipeline.upgrade.difference import Mirrored, Sides
 from pipeline.upgrade.limits import Limits
 from pipeline.upgrade.reading import Reading, Window
+from pipeline.upgrade.telling import Told
 from pipeline.upgrade.turns import Turn
 from pipeline.upgrade.vectors import Maker
 from pipeline.upgrade.writing import Writing
@@ -61,10 +65,11 @@ def mirror(
     is guarded, and the source is only read; in place others may write between two turns.
     """
     turn = turn or (lambda: nullcontext(store))
-    reading = Reading(store, sides, maker, limits, stop, observe)
-    writing = Writing(sides, maker.maps, turn)
+    told = Told(observe, count_stored(store, sides.source).documents)
+    reading = Reading(store, sides, maker, limits, stop, told)
+    writing = Writing(sides, maker.maps, turn, told)
     tombstones = 0 if sides.in_place else mirror_tombstones(store, sides, turn)
-    _copy(reading, maker, writing, sum(sides.widths.values()))
+    dropped = _copy(reading, maker, writing, sum(sides.widths.values()), stop)
     deleted = 0 if sides.in_place else _delete_absent(store, sides, stop, turn)
     store.flush()
     return replace(
@@ -72,7 +77,7 @@ def mirror(
         documents=reading.seen,
         deleted=deleted,
         tombstones=tombstones,
-        left=reading.left + writing.left,
+        left=reading.left + writing.left + dropped,
         rejected=(*reading.rejected, *writing.rejected),
         stopped=stop.is_set(),
     )
@@ -98,15 +103,22 @@ def mirror_tombstones(store: Store, sides: Sides, turn: Turn) -> int:
     return changed
 
 
-def _copy(reading: Reading, maker: Maker, writing: Writing, width: int) -> None:
-    """Run the three threads. One window waits in each pipe, so five are in memory at most."""
+def _copy(reading: Reading, maker: Maker, writing: Writing, width: int, stop: threading.Event) -> int:
+    """Run the three threads; how many documents that were read were dropped, as it was to stop.
+
+    One window waits in each pipe, so five are in memory at most.
+    """
     windows: Pipe[Window] = Pipe(1)
     made: Pipe[_Made] = Pipe(1)
+    dropped = 0
     with ThreadPoolExecutor(2, thread_name_prefix="mirror") as threads:
         read = threads.submit(copy_context().run, _read, reading, windows)
         write = threads.submit(copy_context().run, _write, writing, made)
         try:
             for window in windows:
+                if stop.is_set():
+                    dropped += len(window.copies)
+                    window = Window(patches=window.patches)
                 given = [one for document in window.copies for one in document.given]
                 rows = maker.make(given) if given else np.empty((0, width), np.float32)
                 made.put((window, rows), 1)
@@ -117,6 +129,7 @@ def _copy(reading: Reading, maker: Maker, writing: Writing, width: int) -> None:
             made.end()
         read.result()
         write.result()
+    return dropped
 
 
 def _read(reading: Reading, windows: Pipe[Window]) -> None:

@@ -9,20 +9,19 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from pipeline.schemas import Observer, Progress
 from pipeline.stores import (
     OURS,
     Chunk,
     Head,
     Key,
     Store,
-    count_stored,
     read_documents,
     read_heads,
     scan_documents,
 )
 from pipeline.upgrade.difference import Sides, Untaken, compare
 from pipeline.upgrade.limits import Limits
+from pipeline.upgrade.telling import Told
 from pipeline.upgrade.vectors import Maker
 
 _WINDOW_POINTS = 1024  # where their tokens do not fill it sooner
@@ -78,16 +77,15 @@ class Reading:
         maker: Maker,
         limits: Limits,
         stop: threading.Event,
-        observe: Observer,
+        told: Told,
     ) -> None:
         self.seen = self.left = 0
         self.rejected: list[Untaken] = []
         self._store, self._sides, self._maker = store, sides, maker
-        self._limits, self._stop, self._observe = limits, stop, observe
+        self._limits, self._stop, self._told = limits, stop, told
 
     def windows(self) -> Iterator[Window]:
         """Compare page by page, and gather what differs; ends early once `stop` is set."""
-        total = count_stored(self._store, self._sides.source).documents
         window = Window()
         for page in scan_documents(self._store, self._sides.source):
             held = read_heads(self._store, self._sides.target, list(page))
@@ -96,6 +94,7 @@ class Reading:
             patched = {patch.key for patch in window.patches}
             found.texts.update((key, head) for key, head in found.metadata.items() if key not in patched)
             self.left += found.unsettled
+            self._told.add(len(page) - len(patched) - len(found.texts) - found.unsettled)
             for document in self._documents(found.texts, held):
                 window.add(document)
                 if window.points >= _WINDOW_POINTS or window.tokens >= self._maker.window_tokens:
@@ -107,7 +106,6 @@ class Reading:
             if self._stop.is_set():
                 return
             self.seen += len(page)
-            self._observe(Progress("indexing", self.seen, max(total, self.seen)))
         yield window
 
     def _patches(self, documents: Mapping[Key, Head], held: Mapping[Key, Head]) -> list[Patch]:
@@ -135,6 +133,7 @@ class Reading:
             decided += 1
             if why:
                 self.rejected.append(Untaken(*document.key, *why))
+                self._told.add(1)
             else:
                 yield document
         self.left += len(texts) - decided
@@ -142,7 +141,7 @@ class Reading:
     def _whole(self, texts: Mapping[Key, Head], held: Mapping[Key, Head]) -> Iterator[Document]:
         if self._limits.reached:
             return
-        self._limits.wait(self._stop, self._observe)
+        self._limits.wait(self._stop, self._told.observe)
         for whole in read_documents(self._store, self._sides.source, texts, self._maker.maps):
             for key, chunks in whole.items():
                 if self._stop.is_set():
@@ -152,7 +151,7 @@ class Reading:
                 tokens = sum(map(self._maker.tokens, given))
                 ids = [chunk.id for chunk in chunks]
                 yield Document(key, held.get(key), ids, payloads, given, tokens)
-            self._limits.wait(self._stop, self._observe)  # before the next are read, not after
+            self._limits.wait(self._stop, self._told.observe)  # before the next are read, not after
 
     def _stamped(self, payload: dict[str, Any]) -> dict[str, Any]:
         return payload | {OURS: self._maker.stamp(payload[OURS])}

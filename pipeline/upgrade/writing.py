@@ -23,6 +23,7 @@ from pipeline.stores import (
 )
 from pipeline.upgrade.difference import Mirrored, Sides, Untaken
 from pipeline.upgrade.reading import Document, Patch, Window
+from pipeline.upgrade.telling import Told
 from pipeline.upgrade.turns import Turn
 from pipeline.upgrade.vectors import BRIDGE
 
@@ -37,11 +38,11 @@ class Writing:
     `left`: how many are for the next pass, as others have changed them since they were read.
     """
 
-    def __init__(self, sides: Sides, mapped: bool, turn: Turn) -> None:
+    def __init__(self, sides: Sides, mapped: bool, turn: Turn, told: Told) -> None:
         self.done = Mirrored()
         self.rejected: list[Untaken] = []
         self.left = 0
-        self._sides, self._mapped, self._turn = sides, mapped, turn
+        self._sides, self._mapped, self._turn, self._told = sides, mapped, turn, told
         self._names, self._cuts = list(sides.widths), np.cumsum([*sides.widths.values()])[:-1].tolist()
 
     def write(self, window: Window, rows: Rows) -> None:
@@ -55,6 +56,7 @@ class Writing:
             fresh = self._fresh(store, held)
             self._copy(store, [pair for pair in usable if pair[0].key in fresh])
             self._patch(store, [patch for patch in window.patches if patch.key in fresh])
+        self._told.add(len(held))
 
     def _fresh(self, store: Store, held: Mapping[Key, Head | None]) -> set[Key]:
         """The documents that are still to be written; what was forgotten since they were read goes, if it is there."""
