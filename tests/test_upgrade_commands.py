@@ -91,6 +91,8 @@ def test_killed_in_the_middle_and_run_again_it_is_whole_and_goes_there_and_back(
     assert [one["role"] for one in where.say("versions", "list")] == ["serving"]
     shown = runs.inside("versions", "list", *where.flags[:4], cache=where.cache)
     assert "serving" in shown.stdout
+    nothing = runs.inside("retire", "--unused", *where.flags[:4], cache=where.cache)
+    assert nothing.stdout == "nothing to retire: every version has an alias\n"
 
 
 def points_of(where, alias):

@@ -59,8 +59,11 @@ def test_there_and_back_with_all_that_changed(both, rows, tmp_path):
         ],
         tmp_path,
     )
+    promoted_at = list_versions(new)[0].since
+    assert promoted_at
     back = rolled_back(new)
     assert back.caught_up == 4  # with a tombstone
+    assert list_versions(old)[0].since >= promoted_at
     assert aliases(old) == first
     now = [now[0], changed(rows[2], at=3, year=1900), *rows[4:], changed(rows[0], id="b", at=3)]
     points.assert_same(held(old), expected(old, now, tmp_path / "back"))
@@ -79,11 +82,14 @@ def test_what_is_not_good_is_refused_and_leaves_everything(both, rows, tmp_path)
         rolled_back(new)
     with pytest.raises(UpgradeRefused, match="is kept"):
         retire(new, threading.Event(), now=True)
+    with pytest.raises(UpgradeRefused, match="There is nothing to throw away"):
+        retire(new, threading.Event(), candidate=True)
     upgrade(new)
     before = aliases(old)
     for outcome in ("hold", "fail"):
-        with pytest.raises(UpgradeRefused, match=f"says {outcome} .*it is worse"):
+        with pytest.raises(UpgradeRefused, match=f"says {outcome} .*it is worse") as refused:
             promoted(new, Says(outcome))
+        assert ("gate.tolerance, which is 0.01 now" in str(refused.value)) == (outcome == "hold")
     store = open_store(old.store)
     store.set_payload(before["docs"], {"writing": True}, [point_id("", "doc-0", 0)], key="headwater")
     with pytest.raises(UpgradeRefused, match="half-written"):

@@ -261,7 +261,7 @@ def evaluate(
     queries: options.Queries,
     qrels: options.Qrels,
     id: options.Id = None,
-    text: options.Text = None,
+    text: options.JudgedText = None,
     encoder: options.Encoder = None,
     config: options.Config = None,
     set: options.Set = None,

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 
 from pipeline.cli import options
-from pipeline.cli.report import out, print_result, print_table, progress
+from pipeline.cli.report import out, print_result, print_table, progress, say
 from pipeline.errors import UsageError
 from pipeline.job import check_target
 from pipeline.stores import Purpose, open_collection
@@ -20,7 +20,12 @@ from pipeline.upgrade.report import write_report
 from pipeline.upgrade.verdict import Verdict
 
 Queries = Annotated[
-    Path | None, typer.Option("--queries", help="Queries of yours: a Parquet file with columns id and text.")
+    Path | None,
+    typer.Option(
+        "--queries",
+        help="Queries of yours: a Parquet file with columns id and text. Without --qrels only graph and latency "
+        "are measured by them, and rankings by stored sentences.",
+    ),
 ]
 Qrels = Annotated[
     Path | None,
@@ -72,6 +77,11 @@ def gate(
     if report:
         write_report(verdict, report)
     print_result(verdict.as_dict(), json_out, lambda: show_verdict(verdict))
+    if queries and not qrels:
+        say(
+            f"{queries.name} has no judgements (--qrels): it counts for graph and latency, and the ranking is by "
+            "sentences of stored chunks"
+        )
     if verdict.exit_code:
         raise typer.Exit(verdict.exit_code)
 

@@ -27,6 +27,14 @@ Text = Annotated[
     str | None,
     typer.Option("--text", help="The text column; several, comma-separated, are joined with a blank line."),
 ]
+JudgedText = Annotated[
+    str | None,
+    typer.Option(
+        "--text",
+        help="The text column; several, comma-separated, are joined. By default title,text where there is a title, "
+        "while ingest takes text alone.",
+    ),
+]
 Template = Annotated[
     str | None,
     typer.Option("--template", help='Make the text from columns: "{title}: {price} EUR\\n{body}".'),

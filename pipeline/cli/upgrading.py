@@ -10,7 +10,7 @@ import typer
 
 from pipeline.cli import options
 from pipeline.cli.judging import Moved, Qrels, Queries, Report, Tasks, golden
-from pipeline.cli.report import print_error, print_result, print_rows, print_table, progress, say, stray
+from pipeline.cli.report import out, print_error, print_result, print_rows, print_table, progress, say, stray
 from pipeline.cli.running import draining, executor_of, say_held
 from pipeline.config import DEFAULT_ENCODER, EncoderConfig, Settings
 from pipeline.errors import CollectionHeld, UpgradeRefused, UsageError
@@ -20,7 +20,7 @@ from pipeline.upgrade.candidate import Way
 from pipeline.upgrade.decision import exit_code_of
 from pipeline.upgrade.gate import judge_upgrade
 from pipeline.upgrade.limits import Hours, Limits
-from pipeline.upgrade.listing import list_versions
+from pipeline.upgrade.listing import Listed, list_versions
 from pipeline.upgrade.promotion import Swapped
 from pipeline.upgrade.reindex import Reindexed
 from pipeline.upgrade.reindex import reindex as build
@@ -84,6 +84,10 @@ def _reindex(settings: Settings, limits: Limits, source: str, bridge: Path | Non
     _say_not_carried(done.not_carried, f"{done.collection}{NEXT}")
     if bridge and done.way in (Way.NOTHING, Way.IN_PLACE):
         say("--bridge was not needed: the collection is of this encoder already, and nothing is left to map")
+    elif bridge and done.complete and not done.done.mapped:
+        say(
+            f"--bridge was not needed: {done.collection}{NEXT} has a vector for every document, and nothing is to map"
+        )
     _say_what_is_left(done)
     if done.exit_code:
         raise typer.Exit(done.exit_code)
@@ -172,7 +176,14 @@ def retire(
             if unused
             else [promotion.retire(settings, stop, now, candidate)]
         )
-    print_result({"retired": gone}, json_out, lambda: print_table("retired", {"physical": ", ".join(gone)}))
+    print_result({"retired": gone}, json_out, lambda: _show_retired(gone))
+
+
+def _show_retired(gone: list[str]) -> None:
+    if gone:
+        print_table("retired", {"physical": ", ".join(gone)})
+    else:
+        out.print("nothing to retire: every version has an alias")
 
 
 def list_all(
@@ -185,6 +196,11 @@ def list_all(
     """Show which version of a collection serves, which is being built, and which is kept."""
     settings = options.settings(config, set, {"store.url": store, "store.collection": collection})
     found = list_versions(settings)
+    print_result([one.as_dict() for one in found], json_out, lambda: _show_versions(found))
+
+
+def _show_versions(found: list[Listed]) -> None:
+    """One row a version; where some points of it were mapped, below that how many, from what and by what."""
     rows = [
         (
             one.role,
@@ -192,25 +208,19 @@ def list_all(
             one.model,
             one.encoder_version[:12],
             f"{one.documents:,}",
+            f"{one.points:,}",
             f"{one.vector_bytes / 1e6:,.1f} MB",
-            ", ".join(f"{count:,} of {version[:12]}" for version, count in one.by_version.items()),
-            ", ".join(bridge[:12] for bridge in one.bridges) or "–",
-            one.since or "–",
+            one.since[:16].replace("T", " ") or "–",
         )
         for one in found
     ]
-    columns = (
-        "role",
-        "collection",
-        "encoder",
-        "version",
-        "documents",
-        "vectors, about",
-        "points",
-        "bridge",
-        "since",
-    )
-    print_result([one.as_dict() for one in found], json_out, lambda: print_rows(columns, rows))
+    columns = ("role", "collection", "encoder", "version", "documents", "points", "vectors, about", "since")
+    print_rows(columns, rows)
+    for one in found:
+        for version, count in one.by_version.items():
+            if version != one.encoder_version:
+                bridges = ", ".join(bridge[:12] for bridge in one.bridges)
+                out.print(f"{one.role}: {count:,} points are of {version[:12]}, mapped by {bridges}")
 
 
 def _how(settings: Settings, moved: str | None) -> EncoderConfig:

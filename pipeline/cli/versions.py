@@ -75,7 +75,7 @@ def evaluate(
     queries: options.Queries,
     qrels: options.Qrels,
     id: options.Id = None,
-    text: options.Text = None,
+    text: options.JudgedText = None,
     config: options.Config = None,
     set: options.Set = None,
     json_out: options.Json = False,

@@ -58,7 +58,11 @@ def list_versions(settings: Settings) -> list[Listed]:
         return [_listed(store, versions, name, role) for name, role in roles.items()]
 
 
-_SINCE = {"serving": "promoted", "next": "began", "previous": "replaced", "other": "", "unused": ""}
+_SINCE: dict[Role, tuple[str, ...]] = {
+    "serving": ("promoted", "rolled_back"),
+    "next": ("began",),
+    "previous": ("replaced",),
+}
 
 
 def _listed(store: Store, versions: Versions, physical: str, role: Role) -> Listed:
@@ -77,6 +81,6 @@ def _listed(store: Store, versions: Versions, physical: str, role: Role) -> List
         held.points * version.vector_bytes,
         count_points(store, version),
         tuple(sorted(set(contract.compatible.values()))),
-        said.get(_SINCE[role], ""),
+        max((said.get(name, "") for name in _SINCE.get(role, ())), default=""),
         said.get("way", ""),
     )

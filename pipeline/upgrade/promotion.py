@@ -99,12 +99,7 @@ def promote(
             observe(Progress("judging the candidate"))
             verdict = judge(store)
             if verdict.outcome != "pass":
-                raise UpgradeRefused(
-                    f"the gate says {verdict.outcome} to {name}{NEXT}: {verdict.why}",
-                    "A candidate that passes, as headwater versions gate shows it",
-                    "Choose another encoder or bridge, give the gate more queries, or throw the candidate away: "
-                    "headwater retire --next",
-                )
+                raise _not_passed(name, verdict, settings.gate.tolerance)
             observe(Progress("waiting for runs that are at work"))
             with leased(store, settings, name, "promote", stop, settings.versions.wait_s) as alone:
                 versions.confirm(store)
@@ -132,7 +127,7 @@ def rollback(
         if versions.next is not None:
             raise UpgradeRefused(
                 f"{name}{NEXT} is being built, and the version that serves would take its place",
-                "One candidate",
+                "There can be one candidate only",
                 "Throw it away first: headwater retire --next",
             )
         with (
@@ -148,8 +143,8 @@ def rollback(
             with leased(store, settings, name, "rollback", stop, settings.versions.wait_s) as alone:
                 versions.confirm(store)
                 caught_up += side.catch_up(stop, observe, last=True)
-                _swap(alone, name, serving=previous, kept=versions.serving, kept_as=NEXT, gone=PREVIOUS)
                 record(store, previous.physical, {"rolled_back": moment()})
+                _swap(alone, name, serving=previous, kept=versions.serving, kept_as=NEXT, gone=PREVIOUS)
         lost = not_carried(store, versions.serving, previous)
     return Swapped(name, previous.physical, versions.serving.physical, caught_up, lost)
 
@@ -164,7 +159,7 @@ def retire(settings: Settings, stop: threading.Event, now: bool = False, candida
         alias = versions.name + (NEXT if candidate else PREVIOUS)
         gone = versions.next if candidate else versions.previous
         if gone is None:
-            raise _nothing_kept(versions.name) if not candidate else _no_candidate(versions.name)
+            raise _nothing_kept(versions.name) if not candidate else _nothing_built(versions.name)
         if not (candidate or now):
             _check_window(store, gone, settings.versions.keep_s)
         with leased(store, settings, alias, "retire", stop) as guarded:
@@ -251,7 +246,7 @@ class _Side:
         if differing:
             raise UpgradeRefused(
                 f"{differing} documents differ between {self.target.alias} and {self.versions.name}",
-                "The same documents in both",
+                "Both must hold the same documents",
                 f"Bring them over from their source: headwater reindex --from, or headwater ingest --collection "
                 f"{self.target.alias} with the encoder of that version",
             )
@@ -262,20 +257,22 @@ class _Side:
             return UpgradeRefused(
                 f"{len(done.rejected)} documents cannot be copied to {self.target.alias} as they are cut, the first "
                 f"{first.document_id!r}: {first.message}",
-                "The same documents in both",
+                "Both must hold the same documents",
                 f"Bring them over from their source: headwater reindex --from, or headwater ingest --collection "
                 f"{self.target.alias} with the encoder of that version",
             )
         return UpgradeRefused(
             f"{done.left} documents of {self.versions.name} are half-written: a run has died in them",
-            "Whole documents",
+            "Only whole documents are brought over",
             "Run that ingest again, to its end",
         )
 
 
 def _check_not_stopped(stop: threading.Event) -> None:
     if stop.is_set():
-        raise UpgradeRefused("it was interrupted", "All of the documents on both sides", "Run again")
+        raise UpgradeRefused(
+            "it was interrupted", "Nothing is swapped before both hold the same", "Run again"
+        )
 
 
 def _open_for(store: Store, target: Version, source: Version) -> Version:
@@ -302,7 +299,7 @@ def _candidate(versions: Versions) -> Version:
     if versions.previous is not None:
         raise UpgradeRefused(
             f"{versions.name}{PREVIOUS} is still kept from the upgrade before",
-            "One version to go back to",
+            "Only one version is kept to go back to",
             "Delete it first: headwater retire, with --now where its time is not over",
         )
     return versions.next
@@ -313,20 +310,40 @@ def _check_window(store: Store, kept: Version, keep_s: float) -> None:
     if datetime.now(UTC) < until:
         raise UpgradeRefused(
             f"{kept.alias} is kept until {until.isoformat(timespec='minutes')}, to go back to",
-            f"Its time over: versions.keep_s = {keep_s:g}",
+            f"That is {keep_s:g} s after it was replaced (versions.keep_s)",
             "Wait, or say --now",
         )
 
 
 def _no_candidate(name: str) -> UpgradeRefused:
     return UpgradeRefused(
-        f"no version of {name!r} is being built", f"{name}{NEXT}", "Run headwater reindex --to ENCODER first"
+        f"no version of {name!r} is being built",
+        f"There is no {name}{NEXT}",
+        "Run headwater reindex --to ENCODER first",
+    )
+
+
+def _nothing_built(name: str) -> UpgradeRefused:
+    return UpgradeRefused(
+        f"no version of {name!r} is being built",
+        f"There is no {name}{NEXT}",
+        "There is nothing to throw away",
     )
 
 
 def _nothing_kept(name: str) -> UpgradeRefused:
     return UpgradeRefused(
         f"no version of {name!r} is kept",
-        f"{name}{PREVIOUS}, which headwater promote leaves",
+        f"There is no {name}{PREVIOUS}, as nothing was promoted or it has been retired",
         "There is nothing to do",
+    )
+
+
+def _not_passed(name: str, verdict: Verdict, tolerance: float) -> UpgradeRefused:
+    away = "choose another encoder or bridge, and throw this candidate away: headwater retire --next"
+    held = f"Give it more judged queries, or allow a greater loss: gate.tolerance, which is {tolerance:g} now. Or "
+    return UpgradeRefused(
+        f"the gate says {verdict.outcome} to {name}{NEXT}: {verdict.why}",
+        "Only a candidate that passes may serve; headwater versions gate shows all checks",
+        held + away if verdict.outcome == "hold" else away.capitalize(),
     )
