@@ -215,8 +215,10 @@ def test_where_an_encoder_lies_is_said_of_the_first_version_alone(
         assert followed.look().contract.model == str(other_model)
         swap(store, moved)
         assert followed.look().contract.encoder_version == first.contract.encoder_version
+        other = {"model": str(other_model), "cache": str(tmp_path / "cache")}
         with pytest.raises(CollectionMismatch, match="cannot be compared"):
-            Searcher.open(store, moved, config, how.model_copy(update={"model": str(other_model)}))
+            Searcher.open(store, moved, config, how.model_copy(update=other))
+        assert not list(tmp_path.glob("cache/**/*.onnx"))  # it is refused before it is exported
         followed.close()
 
 

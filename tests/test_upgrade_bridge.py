@@ -7,6 +7,7 @@ import documents
 import numpy as np
 import points
 import pytest
+import runs
 import upgrades
 from upgrades import changed, expected, held, how, ingest, pair, promoted, upgrade
 
@@ -103,6 +104,33 @@ def test_all_is_mapped_at_once_serves_and_is_embedded_by_and_by(both, rows, tmp_
     assert upgrade(new, bridge=folder).way is Way.NOTHING
     with pytest.raises(EncoderError, match="fitted for the new encoder"):
         upgrade(new, bridge=make_bridge(new, old, tmp_path / "away"))
+
+
+def test_a_bridge_that_comes_too_late_is_said_and_a_mixed_collection_shows_what_is_mapped(
+    both, rows, tmp_path, encoder_cache
+):
+    old, new = both
+    ingest(old, rows[:4], tmp_path)
+    bridge = make_bridge(old, new, tmp_path / "bridge")
+    where = ("--store", new.store.url, "--collection", "docs", "--set", "encoder.provider=cpu")
+    words = (
+        "reindex",
+        "--to",
+        new.encoder.model,
+        "--set",
+        "chunking.max_tokens=48",
+        "--bridge",
+        bridge,
+        *where,
+    )
+    first = runs.inside(*words, "--max-tokens", "0", cache=encoder_cache)
+    assert (first.returncode, "not needed" in first.stderr) == (0, False), first.stderr
+    listed = runs.inside("versions", "list", *where[:4], cache=encoder_cache).stdout
+    assert f"points are of {contract(old).encoder_version[:12]}, mapped by" in listed
+    assert max(map(len, listed.splitlines())) <= 160
+    upgrade(new)
+    late = runs.inside(*words, cache=encoder_cache)
+    assert "docs@next has a vector for every document" in late.stderr, late.stderr
 
 
 def mapped(both, rows, tmp_path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from pipeline.codes import Binarizer, load_codes, query_rows
 from pipeline.config import DEFAULT_ENCODER, EncoderConfig, QuantizationConfig, StoreConfig
-from pipeline.encoders import Encoder, codes_folder, load_plain_encoder
+from pipeline.encoders import Encoder, codes_folder, describe, load_plain_encoder
 from pipeline.errors import CollectionMismatch, EncoderError
 from pipeline.stores import (
     DOCUMENT_ID,
@@ -95,19 +96,19 @@ class Searcher:
         alias = store_config.collection
         whole = Contract.read(collection.read_metadata(store, physical), alias)
         contract = whole.of_vector(vector, alias)
-        encoder = _load(contract, how, alias)
-        try:
-            coded = _load_coded(contract, how, store_config, encoder.spec.version)
-            spec = encoder.spec.coded(coded.binarizer) if coded else encoder.spec
-            if contract is whole:
-                contract.check_encoder(spec.version, spec.source, alias)
-            else:
-                whole.aspects[vector].check_encoder(spec.version, spec.source, vector, alias)
-            config = _vectors_of(contract, store_config)
-            collection.check_vectors(store, physical, config, contract.dims, spec.codes)
-        except BaseException:
-            encoder.close()
-            raise
+        wanted = contract.encoder_config(how)
+        with _named(how, alias):
+            spec = describe(wanted)  # all is checked by this: another encoder is not even exported
+        coded = _load_coded(contract, how, store_config, spec.version)
+        spec = spec.coded(coded.binarizer) if coded else spec
+        if contract is whole:
+            contract.check_encoder(spec.version, spec.source, alias)
+        else:
+            whole.aspects[vector].check_encoder(spec.version, spec.source, vector, alias)
+        config = _vectors_of(contract, store_config)
+        collection.check_vectors(store, physical, config, contract.dims, spec.codes)
+        with _named(how, alias):
+            encoder = load_plain_encoder(wanted)
         return cls(store, physical, contract, encoder, coded)
 
     def embed(self, queries: Sequence[str]) -> NDArray[np.float32]:
@@ -248,10 +249,11 @@ def _best(hits: Iterable[Hit]) -> list[Hit]:
     return list(best.values())
 
 
-def _load(contract: Contract, how: EncoderConfig, alias: str) -> Encoder:
-    """The contract's encoder, run as `how` says."""
+@contextmanager
+def _named(how: EncoderConfig, alias: str) -> Iterator[None]:
+    """Say of a model that is not where the contract says whose it is, and that it may be elsewhere."""
     try:
-        return load_plain_encoder(contract.encoder_config(how))
+        yield
     except EncoderError as error:
         if how.model != DEFAULT_ENCODER:
             raise
