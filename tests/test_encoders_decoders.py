@@ -174,6 +174,24 @@ def test_a_collections_contract_makes_the_same_encoder_again(decoder_folder, dec
     assert again.model_dump()["decoder"] == spec.settings["decoder"]
 
 
+def test_a_prompt_and_its_template_are_one_version(decoder_folder):
+    def version(prompt, prepending=False):
+        how = DecoderConfig(prompt=prompt, token_prepending=prepending)
+        return describe(EncoderConfig(model=str(decoder_folder), decoder=how)).version
+
+    (template,) = PROMPTS["prompteol"]
+    assert version("prompteol") == version(template) == version(template.replace("<PST> ", ""))
+    assert version("prompteol") not in (version("prompteol", True), version("knowledge"))
+
+
+def test_an_exported_decoder_takes_its_own_settings_and_no_others(exported):
+    spec = describe(EncoderConfig(model=str(exported)))
+    own = spec.settings["decoder"]
+    assert describe(EncoderConfig(model=str(exported), decoder=DecoderConfig(prompt=own["prompt"]))) == spec
+    with pytest.raises(UsageError, match=r"decoder.pooling = 'eos', and .* was exported with"):
+        describe(EncoderConfig(model=str(exported), decoder=DecoderConfig(pooling="eos")))
+
+
 # --- what runs
 
 

@@ -9,9 +9,7 @@ import typer
 
 from pipeline.cli import options
 from pipeline.cli.report import print_result, print_table, progress
-from pipeline.encoders.exported import is_exported
-from pipeline.encoders.prepare import check_out
-from pipeline.encoders.prepare import export as export_encoder
+from pipeline.encoders.prepare import check_out, export
 from pipeline.evaluation.tuning import PROMPTS, tune
 
 Prompt = Annotated[
@@ -70,13 +68,13 @@ def tune_decoder(
 ) -> None:
     """Choose prompt and layers for a language model on half of the pairs, and score them on the other half."""
     settings = options.settings(config, set, {"encoder.model": model}).encoder
-    if out and not is_exported(out):
-        check_out(out)  # before hours of tuning; whether what is there is what gets chosen is seen afterwards
+    if out:
+        check_out(out)  # before hours of tuning
     with progress() as observe:
         found = tune(settings, pairs, prompt or PROMPTS, most, observe)
     if out:
         how = type(settings.decoder)(**found["chosen"])
-        export_encoder(settings.model_copy(update={"decoder": how}), out)
+        export(settings.model_copy(update={"decoder": how}), out)
         found["encoder"] = str(out)
     print_result(found, json_out, lambda: print_table(f"chosen for {model}", _said(found)))
 

@@ -10,7 +10,6 @@ import typer
 from pipeline import encoders
 from pipeline.cli import decoding, options
 from pipeline.cli.report import print_result, print_rows, print_table, progress, say
-from pipeline.encoders.prepare import export as export_encoder
 from pipeline.errors import UsageError
 
 encoders_app = typer.Typer(help="Export encoders to folders, and check them.", no_args_is_help=True)
@@ -86,7 +85,7 @@ def export(
             "Add the other, or leave both out",
         )
     if space is None or sample is None:
-        manifest = export_encoder(settings.encoder, out)
+        manifest = encoders.export(settings.encoder, out)
     else:
         texts = encoders.read_sample(sample, text)
         with progress() as observe:

@@ -9,7 +9,7 @@ elastic     the first dimensions of vectors, the first layers of a model
 positions   what a model knows of a token's place
 long        texts beyond a model's window: which methods it allows; extended, rotary: other positions, in torch;
             pieces: windows; late: chunks out of whole documents
-export      transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
+exporting   transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
 head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
@@ -20,8 +20,8 @@ prepare     graphs exported into the cache or a folder of their own, built once,
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
 session     Encoder: the graph, run by onnxruntime
-aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects;
-            merging: several exits of a model in one graph
+aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects
+exits       one graph for several exits of a model; merging: what such a graph is made of
 
 torch, transformers and onnx are loaded by an export only; onnxruntime when an encoder is opened.
 """

@@ -74,7 +74,7 @@ def vectors_of(
 
         vectors = by_graph(source, inputs)
     else:
-        from pipeline.encoders.export import by_torch
+        from pipeline.encoders.exporting import by_torch
 
         vectors = by_torch(source, plain, inputs, slot)
     return [space.apply(each) for each in vectors] if space else vectors

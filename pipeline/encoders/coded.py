@@ -29,7 +29,7 @@ def add_binarizer(plain: Path, binarizer: Binarizer, file: Path, inputs: Inputs)
     from onnx import TensorProto, helper, numpy_helper
 
     from pipeline.codes.graph import append_binarizer
-    from pipeline.encoders.export import save_graph
+    from pipeline.encoders.exporting import save_graph
 
     model = onnx.load(str(plain))
     vectors = onnx.ValueInfoProto()

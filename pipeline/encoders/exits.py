@@ -49,9 +49,7 @@ def _build(specs: Sequence[EncoderSpec], folders: Sequence[Path], entry: Path) -
     try:
         shutil.copyfile(folders[0] / TOKENIZER, building / TOKENIZER)
         first = read_manifest(folders[0])
-        inputs = probe(
-            load_tokenizer(building / TOKENIZER), first.get("vocabulary", 0), first.get("pad_id", 0), specs[0]
-        )
+        inputs = probe(load_tokenizer(building / TOKENIZER), first["vocabulary"], first["pad_id"], specs[0])
         figures = merge_graphs(
             [folder / GRAPH for folder in folders], building / GRAPH, inputs, specs[0].precision
         )

@@ -24,7 +24,7 @@ RAW = "raw_embedding"
 STATES = "token_states"
 # Raised when the way a graph is made changes: entries of the cache made another way are made again. Not part of a
 # version, as the gate holds vectors to the model's own.
-LAYOUT = 1
+LAYOUT = 2
 
 
 def exit_output(place: int) -> str:
@@ -87,16 +87,23 @@ def read_exported(folder: Path) -> EncoderSpec:
 
 def check_settings(spec: EncoderSpec, config: EncoderConfig) -> None:
     """Raise UsageError where the settings ask for something else than what was exported."""
-    settings, defaults = config.model_dump(), EncoderConfig().model_dump()
-    for name, value in _without_model(spec.settings).items():
-        asked = settings[name]
-        if asked not in (value, defaults[name]):
+    sections = set(spec.settings) - {"model"}
+    asked = _by_key(config.model_dump(include=sections))
+    defaults = _by_key(EncoderConfig().model_dump(include=sections))
+    for name, value in (defaults | _by_key(spec.settings)).items():
+        if name in asked and asked[name] not in (value, defaults[name]):
             raise UsageError(
-                f"encoder.{name} = {asked!r}, and {spec.source} was exported with {value!r}",
+                f"encoder.{name} = {asked[name]!r}, and {spec.source} was exported with {value!r}",
                 "An exported encoder as it is",
                 f"Leave encoder.{name} out, or export the model with it into another folder",
             )
 
 
-def _without_model(settings: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in settings.items() if name != "model"}
+def _by_key(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings without their sections: `decoder.prompt` for the prompt in the section `decoder`."""
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        section = value if isinstance(value, Mapping) else {}
+        flat |= {f"{name}.{key}": inner for key, inner in section.items()}
+        flat |= {} if isinstance(value, Mapping) else {name: value}
+    return flat

@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from pipeline.encoders.export import save_graph
+from pipeline.encoders.exporting import save_graph
 from pipeline.encoders.parity import Inputs
 from pipeline.encoders.runtime import open_session
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import onnx
 from onnx import helper
 
-from pipeline.encoders.export import save_graph
 from pipeline.encoders.exported import OUTPUT, exit_output
+from pipeline.encoders.exporting import save_graph
 from pipeline.encoders.parity import Figures, Inputs, check_parity
 from pipeline.encoders.prepare import as_run
 from pipeline.encoders.runtime import open_session

@@ -173,7 +173,7 @@ def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
 
 def write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path) -> Wording | None:
     """Write tokenizer.json; returns what it puts around texts where the model is a language model."""
-    from pipeline.encoders.export import convert_tokenizer
+    from pipeline.encoders.exporting import convert_tokenizer
 
     source = folder.tokenizer[0]
     if source.name != TOKENIZER:
@@ -204,7 +204,7 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
     Returns what the manifest says beside the spec.
     """
     from pipeline.encoders.decoders.magnitudes import large_values
-    from pipeline.encoders.export import from_torch, save_graph
+    from pipeline.encoders.exporting import from_torch, save_graph
     from pipeline.encoders.fp16 import to_fp16
     from pipeline.encoders.graph import from_graph
     from pipeline.encoders.head import append_head

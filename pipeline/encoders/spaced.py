@@ -77,7 +77,7 @@ def open_raw(spec: EncoderSpec, prepared: Path, config: EncoderConfig) -> Encode
     """Open a prepared encoder without the normalisation at its end."""
     import onnx
 
-    from pipeline.encoders.export import save_graph
+    from pipeline.encoders.exporting import save_graph
     from pipeline.encoders.head import leave_raw
 
     with tempfile.TemporaryDirectory(prefix="headwater-") as scratch:
@@ -113,7 +113,7 @@ def _write(plain: EncoderSpec, space: Space, prepared: Path, building: Path) -> 
     """Write graph, tokenizer and space, and hold the graph to the model; returns what the manifest says beside."""
     import onnx
 
-    from pipeline.encoders.export import save_graph
+    from pipeline.encoders.exporting import save_graph
     from pipeline.encoders.head import append_space, leave_raw
 
     shutil.copyfile(prepared / TOKENIZER, building / TOKENIZER)

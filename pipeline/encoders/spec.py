@@ -70,6 +70,8 @@ class EncoderSpec:
         for name in _LATER_FIELDS:
             if not values[name]:
                 del values[name]
+        if self.decoder:  # what is said counts, not what it is called
+            values["decoder"]["prompt"] = self.decoder.templates
         if self.precision in _SCHEMES:
             values["scheme"] = _SCHEMES[self.precision]
         return hash_json(values)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from pipeline.encoders.export import save_graph
+from pipeline.encoders.exporting import save_graph
 from pipeline.encoders.fp16 import float_values
 from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs

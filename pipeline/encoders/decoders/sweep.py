@@ -23,7 +23,7 @@ from pipeline.encoders.decoders.reference import hidden_states, pool
 from pipeline.encoders.decoders.spec import DecoderSpec, describe_decoder
 from pipeline.encoders.decoders.wording import Wording, word, worded
 from pipeline.encoders.elastic import layers_of
-from pipeline.encoders.export import quiet
+from pipeline.encoders.exporting import quiet
 from pipeline.encoders.folder import ModelFolder, read_json
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import pad
