@@ -154,6 +154,7 @@ def test_a_repair_that_was_killed_is_run_again_to_the_same_end(to, server, sourc
     process.kill()
     process.communicate()
     server.plant()
+    time.sleep(1)  # longer than the server hangs: what the dead process has asked for may still be written
     assert not audit(str(file), to).clean
     _, left = repair(str(file), to, LocalExecutor, runs.threading.Event())
     assert left == Audit(documents=20, stored=20, points=len(good))

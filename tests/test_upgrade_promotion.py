@@ -220,7 +220,7 @@ def test_retire_waits_for_its_time_and_throws_candidates_away(both, rows, tmp_pa
     upgrade(upgraded)
     with pytest.raises(UpgradeRefused, match="still kept from the upgrade before"):
         promoted(upgraded)
-    with pytest.raises(UpgradeRefused, match="One candidate"):
+    with pytest.raises(UpgradeRefused, match="There can be one candidate only"):
         rolled_back(upgraded)
     over = new.model_copy(update={"versions": new.versions.model_copy(update={"keep_s": 0})})
     gone = retire(over, threading.Event())
