@@ -71,17 +71,8 @@ def train(
     json_out: options.Json = False,
 ) -> None:
     """Learn binary codes from documents or from their vectors; --codes of other commands takes the folder."""
-    if (documents is None) == (vectors is None):
-        raise UsageError(
-            "--documents and --from, or neither", "One of the two", "headwater codes train --documents …"
-        )
-    if (beside or old_encoder) and (not (beside and old_encoder and documents) or bits or dims):
-        raise UsageError(
-            "codes compatible with older ones, of which not all is said, or too much",
-            "--compatible-with, --old-encoder and --documents, as both encoders embed the same chunks; "
-            "bits and dims are those of the older codes",
-            "headwater codes train --compatible-with DIR --old-encoder OLD --encoder NEW --documents …",
-        )
+    _check_given(documents, vectors)
+    _check_beside(documents, beside, old_encoder, bits, dims)
     flags = {"source.id": id, "source.text": text, "source.template": template, "encoder.model": encoder}
     given = {"store.url": store, "store.collection": vectors if vectors and not _is_file(vectors) else None}
     settings = options.settings(config, set, flags | given)
@@ -98,6 +89,27 @@ def train(
                 sample, out, observe, bits=bits or 2, dims=dims or 0, epochs=epochs, seed=seed
             )
     print_result(report, json_out, lambda: print_table(f"codes in {out}", report))
+
+
+def _check_given(documents: str | None, vectors: str | None) -> None:
+    """Raise UsageError unless there is one thing to train on."""
+    if (documents is None) == (vectors is None):
+        raise UsageError(
+            "--documents and --from, or neither", "One of the two", "headwater codes train --documents …"
+        )
+
+
+def _check_beside(
+    documents: str | None, beside: Path | None, old_encoder: str | None, bits: int | None, dims: int | None
+) -> None:
+    """Raise UsageError where codes compatible with older ones are asked for by half, or in another shape."""
+    if (beside or old_encoder) and (not (beside and old_encoder and documents) or bits or dims):
+        raise UsageError(
+            "codes compatible with older ones, of which not all is said, or too much",
+            "--compatible-with, --old-encoder and --documents, as both encoders embed the same chunks; "
+            "bits and dims are those of the older codes",
+            "headwater codes train --compatible-with DIR --old-encoder OLD --encoder NEW --documents …",
+        )
 
 
 @codes_app.command("eval")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,9 +10,9 @@ from pathlib import Path
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders.describe import cache_folder
-from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, is_whole, read_manifest
-from pipeline.encoders.hashes import hash_json, write_whole
-from pipeline.encoders.prepare import lock, probe
+from pipeline.encoders.exported import GRAPH, TOKENIZER, is_whole, read_manifest
+from pipeline.encoders.hashes import hash_json
+from pipeline.encoders.prepare import lock, probe, put_in_place
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError
 from pipeline.tokens import load_tokenizer
@@ -57,11 +55,7 @@ def _build(specs: Sequence[EncoderSpec], folders: Sequence[Path], entry: Path) -
             **first,
             "exits": [spec.version for spec in specs],
             "parity": {name: asdict(measured) for name, measured in figures.items()},
-            "files": {file.name: file.stat().st_size for file in building.iterdir()},
         }
-        write_whole(building / MANIFEST, [json.dumps(manifest, indent=2).encode("utf-8")])
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-        os.chmod(building, 0o755)  # a cache may be shared; temporary folders are not
-        os.rename(building, entry)
+        put_in_place(building, manifest, entry)
     finally:
         shutil.rmtree(building, ignore_errors=True)

@@ -150,14 +150,22 @@ def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]
             "spec": asdict(spec),
             **said,
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
-            "files": {file.name: file.stat().st_size for file in building.iterdir()},
         }
-        write_whole(building / MANIFEST, [json.dumps(manifest, indent=2).encode("utf-8")])
-        shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-        os.chmod(building, 0o755)  # a cache may be shared; temporary folders are not
-        os.rename(building, entry)
+        put_in_place(building, manifest, entry)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def put_in_place(building: Path, manifest: dict[str, Any], entry: Path) -> None:
+    """Write the manifest, with the sizes of all files, into a folder that is built, and let it appear as `entry`.
+
+    A crash leaves no entry, or the whole of it.
+    """
+    sizes = {file.name: file.stat().st_size for file in building.iterdir()}
+    write_whole(building / MANIFEST, [json.dumps({**manifest, "files": sizes}, indent=2).encode("utf-8")])
+    shutil.rmtree(entry, ignore_errors=True)  # a damaged one
+    os.chmod(building, 0o755)  # a cache may be shared; temporary folders are not
+    os.rename(building, entry)
 
 
 def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
