@@ -61,3 +61,12 @@ def write(file: Path, documents: list[dict[str, Any]], row_group: int = 10) -> P
     """Write rows as Parquet; one row group of `row_group` rows is one split."""
     pq.write_table(pa.Table.from_pylist(documents), file, row_group_size=row_group)
     return file
+
+
+def texts(count: int) -> dict[str, str]:
+    """Id -> text of two sentences; the same for the same count."""
+    draw = random.Random(7)
+    return {
+        f"d{n}": f"{' '.join(draw.sample(WORDS, 6))} no {n} stands. {' '.join(draw.sample(WORDS, 6))} item {n} ends."
+        for n in range(count)
+    }

@@ -1,12 +1,10 @@
-"""The gate: what passes, what holds, what fails; decided from values, and on collections."""
+"""The gate on collections, and its command; what it decides from values is in test_upgrade_decision."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import random
 import shutil
-import types
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -18,81 +16,25 @@ import pyarrow.parquet as pq
 import pytest
 import runs
 import upgrades
-from documents import WORDS
-from hypothesis import given
-from hypothesis import strategies as st
+from documents import texts
 
-from pipeline.config import EncoderConfig, Settings, StoreConfig
+from pipeline.config import Settings, StoreConfig
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
-from pipeline.evaluation.bootstrap import paired
 from pipeline.schemas import digest, point_id
 from pipeline.search import Searcher
 from pipeline.stores import Points, Store, collection, open_store, profile_named
 from pipeline.upgrade.completeness import check_documents, check_points, compare_versions
 from pipeline.upgrade.decision import (
     Check,
-    exit_code_of,
-    judge_difference,
-    judge_share,
-    outcome_of,
 )
 from pipeline.upgrade.gate import Golden, judge
 from pipeline.upgrade.questions import read_questions, sample_questions
 from pipeline.upgrade.report import write_report
-from pipeline.upgrade.tasks import MTEB, answer_task, of_mteb, open_task
 from pipeline.versions import Contract
 
 DIMS = 512
 STORE = StoreConfig(url="memory:", collection="docs")
-
-differences = st.lists(st.floats(-1, 1, width=32), min_size=1, max_size=60).map(np.array)
-
-
-@given(differences, st.floats(0, 0.2), st.integers(2, 40), st.floats(0, 0.3))
-def test_only_what_is_certain_passes(values, tolerance, least, lost):
-    found = paired(values)
-    assert found.low <= found.mean + 1e-9
-    assert found.mean <= found.high + 1e-9
-    outcome, sentence = judge_difference(found, tolerance, least, lost)
-    if len(values) < least:
-        assert (outcome, str(least) in sentence) == ("hold", True)
-    elif found.high < 0:
-        assert outcome == ("fail" if found.high < -lost else "hold")
-    else:
-        assert (outcome == "pass") == (found.low >= -tolerance)
-
-
-@given(st.lists(st.sampled_from(["pass", "hold", "fail"]), max_size=6))
-def test_a_verdict_is_its_worst_check(outcomes):
-    verdict = outcome_of([Check("c", one, None, "", "") for one in outcomes])
-    order = ["pass", "hold", "fail"]
-    assert verdict == max(outcomes, key=order.index, default="hold")
-    assert exit_code_of(verdict) == {"pass": 0, "hold": 5, "fail": 6}[verdict]
-
-
-def test_equal_is_not_worse_and_a_little_but_certainly_worse_is():
-    assert judge_difference(paired(np.zeros(30)), 0, 20)[0] == "pass"
-    assert judge_difference(paired(np.full(30, -0.001)), 0.01, 20)[0] == "fail"
-    assert judge_difference(paired(np.full(30, 0.2)), 0, 20)[0] == "pass"
-
-
-def test_undecided_says_how_many_queries_are_needed():
-    values = np.tile([0.3, -0.3, 0.1, -0.1], 10)
-    outcome, sentence = judge_difference(paired(values), 0.01, 20)
-    assert outcome == "hold"
-    needed = int(sentence.split("about ")[1].split(" queries")[0].replace(",", ""))
-    assert needed > 1000
-    # So many of the same kind decide it.
-    assert judge_difference(paired(np.tile(values, needed // 40 + 1)), 0.012, 20)[0] == "pass"
-
-
-def test_a_share_below_its_bar_fails():
-    assert judge_share(paired(np.ones(30)), 0.95, 20)[0] == "pass"
-    assert judge_share(paired(np.full(30, 0.9)), 0.95, 20)[0] == "fail"
-    assert judge_share(paired(np.tile([1.0, 0.9], 15)), 0.95, 20)[0] == "hold"
-    assert judge_share(paired(np.ones(5)), 0.95, 20)[0] == "hold"
-
 
 # --- on collections
 
@@ -115,14 +57,6 @@ class Words:
 
     def close(self) -> None:
         pass
-
-
-def texts(count: int) -> dict[str, str]:
-    draw = random.Random(7)
-    return {
-        f"d{n}": f"{' '.join(draw.sample(WORDS, 6))} no {n} stands. {' '.join(draw.sample(WORDS, 6))} item {n} ends."
-        for n in range(count)
-    }
 
 
 def version(
@@ -453,54 +387,3 @@ def test_the_drift_between_two_versions_and_from_an_earlier_sample(upgraded, enc
     assert (done.returncode, "cannot be read" in done.stderr) == (2, True)
     done = runs.inside(*asked[:-3], "--collection", "docs@next", cache=encoder_cache)
     assert (done.returncode, "--against" in done.stderr) == (2, True)
-
-
-# --- tasks
-
-
-def beir(folder: Path) -> Path:
-    documents = texts(24)
-    (folder / "qrels").mkdir(parents=True)
-    rows = [json.dumps({"_id": d, "title": "", "text": text}) for d, text in documents.items()]
-    (folder / "corpus.jsonl").write_text("\n".join(rows))
-    queries = {f"q{d}": text.split(". ")[0] for d, text in documents.items()}
-    (folder / "queries.jsonl").write_text(
-        "\n".join(json.dumps({"_id": q, "text": text}) for q, text in queries.items())
-    )
-    pairs = "".join(f"q{d}\t{d}\t1\n" for d in documents)
-    (folder / "qrels/test.tsv").write_text("query-id\tcorpus-id\tscore\n" + pairs)
-    return folder
-
-
-def test_a_task_is_answered_by_both_encoders_and_by_words(tmp_path, tiny_model, other_model, encoder_cache):
-    task = open_task(str(beir(tmp_path / "task")))
-    old, new = (EncoderConfig(model=str(one), cache=str(encoder_cache)) for one in (tiny_model, other_model))
-    found = answer_task(task, Settings(), old, new, lambda _: None)
-    assert len(found.questions.texts) == len(found.old) == len(found.new) == 24
-    assert all(len(documents) == 10 for documents in found.new.values())
-    assert [found.words[f"q{d}"][0] for d in texts(24)] == list(texts(24))
-    assert found.old != found.new
-    assert found.questions.source == task.name
-
-
-def test_a_task_of_mteb_is_read_as_it_lies_there(tmp_path):
-    folder = open_task(str(beir(tmp_path)))
-    data = {
-        "corpus": [{"id": d, "title": title, "text": text} for d, title, text in folder.documents],
-        "queries": [{"id": id, "text": text} for id, text in folder.queries.items()],
-        "relevant_docs": folder.qrels,
-        "top_ranked": None,
-    }
-    task = types.SimpleNamespace(
-        load_data=lambda: None,
-        convert_v1_dataset_format_to_v2=lambda num_proc: None,
-        dataset={"default": {"test": data}},
-    )
-    assert of_mteb(task, folder.name) == folder
-
-
-def test_what_is_no_task_is_said(tmp_path):
-    with pytest.raises(UsageError, match=r"corpus\.jsonl"):
-        open_task(str(tmp_path))
-    with pytest.raises(UsageError, match="mteb is not installed"):
-        open_task(MTEB + "NFCorpus")

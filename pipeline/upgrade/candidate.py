@@ -73,23 +73,13 @@ def aim(
     flags that do not go together, EncoderError for a bridge between others.
     """
     held = versions.serving.contract
-    if held.aspects or settings.aspects:
-        raise UpgradeRefused(
-            f"the points of collection {versions.name!r} have, or are to have, further vectors: "
-            f"{', '.join(sorted({*held.aspects, *settings.aspects}))}",
-            "One vector a point: no other is brought over",
-            "Ingest into another --collection with the new encoder, and let readers search that",
-        )
+    _check_asked(versions.name, held, settings, source, bridge)
     spec, tokenizer = prepare_encoder(settings.encoder)
-    if source and bridge:
-        raise UsageError("--bridge and --from", "One of them: a bridge maps the chunks that there are", "")
     cut_by = make_chunker(settings, spec, tokenizer).version
     if not source:
         _check_chunks(versions.name, held, spec, settings, cut_by)
     if spec.version == held.encoder_version and not source:
-        if (
-            bridge
-        ):  # of a command that is repeated until all is embedded; that one to another encoder is a mistake
+        if bridge:  # a command that is repeated until all is embedded; with one to another encoder it is a mistake
             load_bridge(bridge, new_version=_plain_version(held))
         return (Way.IN_PLACE if held.compatible else Way.NOTHING), Target(spec, held, settings)
     kept = frozenset() if source else held.chunker_versions - {cut_by}
@@ -97,20 +87,38 @@ def aim(
     contract = replace(make_contract(fresh, spec, cut_by), also_cut_by=tuple(sorted(kept)))
     if source:
         return Way.SOURCE, Target(spec, contract, fresh)
-    if bridge is None:
-        family = _codes_beside(versions.name, held, contract.codes)
-        contract = replace(contract, compatible=family)
-        return (Way.FAMILY if family else Way.PAYLOAD), Target(spec, contract, fresh)
-    if spec.version in held.compatible:  # mapped there and back, they would be taken for embedded
+    if bridge:
+        return Way.FAMILY, _bridged(bridge, versions.name, held, Target(spec, contract, fresh))
+    family = _codes_beside(versions.name, held, contract.codes)
+    target = Target(spec, replace(contract, compatible=family), fresh)
+    return (Way.FAMILY if family else Way.PAYLOAD), target
+
+
+def _check_asked(name: str, held: Contract, settings: Settings, source: str, bridge: Path | None) -> None:
+    """Raise UpgradeRefused or UsageError for what no encoder could be brought over by."""
+    if held.aspects or settings.aspects:
         raise UpgradeRefused(
-            f"collection {versions.name!r} still holds points of {spec.source!r}, which a bridge has mapped",
+            f"the points of collection {name!r} have, or are to have, further vectors: "
+            f"{', '.join(sorted({*held.aspects, *settings.aspects}))}",
+            "One vector a point: no other is brought over",
+            "Ingest into another --collection with the new encoder, and let readers search that",
+        )
+    if source and bridge:
+        raise UsageError("--bridge and --from", "One of them: a bridge maps the chunks that there are", "")
+
+
+def _bridged(folder: Path, name: str, held: Contract, target: Target) -> Target:
+    """The target whose vectors stored ones are mapped to."""
+    if target.spec.version in held.compatible:  # mapped there and back, they would be taken for embedded
+        raise UpgradeRefused(
+            f"collection {name!r} still holds points of {target.spec.source!r}, which a bridge has mapped",
             "Other vectors than those of the encoder to go to",
             f"Leave --bridge out, or embed them first: headwater reindex --to {held.model}",
         )
-    plain = describe(settings.encoder.model_copy(update={"codes": ""}))
-    joined = load_bridge(bridge, _plain_version(held), plain.version)
-    compatible = dict.fromkeys(sorted(held.encoder_versions), joined.fingerprint)
-    return Way.FAMILY, Target(spec, replace(contract, compatible=compatible), fresh, joined)
+    plain = describe(target.settings.encoder.model_copy(update={"codes": ""}))
+    bridge = load_bridge(folder, _plain_version(held), plain.version)
+    compatible = dict.fromkeys(sorted(held.encoder_versions), bridge.fingerprint)
+    return replace(target, contract=replace(target.contract, compatible=compatible), bridge=bridge)
 
 
 def open_candidate(store: Store, versions: Versions, way: Way, target: Target) -> Version:
