@@ -80,7 +80,8 @@ def test_documents_that_kill_lanes_are_rejected_alone_and_what_was_stored_of_the
     ]
     assert "died or hung on this document alone" in rejected[0]["message"]
     assert "died unexpectedly" in rejected[0]["message"]
-    assert counted.total["headwater_retries/LaneDied"] == 2 * 4
+    # three deaths corner a document, and one more where its lane had another split waiting
+    assert 2 * 3 <= counted.total["headwater_retries/LaneDied"] <= 2 * 4
     assert counted.total["headwater_documents/rejected"] == 2
 
     after = points.contents_of(to().store.url, "docs")
