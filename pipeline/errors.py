@@ -182,3 +182,8 @@ class UpgradeRefused(TerminalError):
 
 class BrokenInvariant(TerminalError):
     """The numbers of a split do not add up; nothing of it is committed."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first; the type's name where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -9,6 +9,7 @@ elastic     the first dimensions of vectors, the first layers of a model
 positions   what a model knows of a token's place
 long        texts beyond a model's window: which methods it allows; extended, rotary: other positions, in torch;
             pieces: windows; late: chunks out of whole documents
+stock       a model as torch runs it: loaded, its vectors, its tokenizer
 exporting   transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
 head        pooling, dense layers and normalisation inside the graph
 fp16, int8  the transformer's graph at another precision

@@ -74,7 +74,7 @@ def vectors_of(
 
         vectors = by_graph(source, inputs)
     else:
-        from pipeline.encoders.exporting import by_torch
+        from pipeline.encoders.stock import load_stock, stock_vectors
 
-        vectors = by_torch(source, plain, inputs, slot)
+        vectors = stock_vectors(load_stock(source, plain, slot), source, plain, inputs)
     return [space.apply(each) for each in vectors] if space else vectors

@@ -26,6 +26,8 @@ ACTIVATIONS = {
     "GELU": "Gelu",
     "SiLU": "Silu",
 }
+# How transformers names a language model with the head that it was trained with.
+_WITH_HEAD = "ForCausalLM"
 _ONNX_FILES = ("onnx/model.onnx", "model.onnx")
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _VOCABULARY = (
@@ -93,6 +95,18 @@ class ModelFolder:
         """The token that fills rows up; models that count positions by it (RoBERTa) need their own."""
         pad = self.config.get("pad_token_id")
         return int(pad) if isinstance(pad, int) and pad >= 0 else 0
+
+    @property
+    def architecture(self) -> str:
+        """The class that saved it; "" where its configuration does not say."""
+        return _architecture(self.config)
+
+    @property
+    def language_model(self) -> bool:
+        """Whether it is a decoder-only language model: a GGUF file, or saved with its head or without."""
+        # saved by AutoModel it is a bare …Model; encoders with rotary positions keep no cache of keys
+        bare = self.architecture.endswith("Model") and {"use_cache", "rms_norm_eps"} <= set(self.config)
+        return self.format == "gguf" or self.architecture.endswith(_WITH_HEAD) or bare
 
     @property
     def vocabulary(self) -> int:
@@ -175,9 +189,13 @@ def _read_modules(root: Path) -> list[tuple[str, str]]:
     return kinds
 
 
+def _architecture(config: dict[str, Any]) -> str:
+    return str((config.get("architectures") or [""])[0])
+
+
 def _usual_pooling(config: dict[str, Any]) -> str:
-    names = config.get("architectures") or [""]
-    causal = str(names[0]).endswith("ForCausalLM") and config.get("is_causal", True)
+    """What sentence-transformers takes, which knows a language model by its head alone."""
+    causal = _architecture(config).endswith(_WITH_HEAD) and config.get("is_causal", True)
     return "lasttoken" if causal else "mean"
 
 

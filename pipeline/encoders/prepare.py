@@ -181,7 +181,7 @@ def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
 
 def write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path) -> Wording | None:
     """Write tokenizer.json; returns what it puts around texts where the model is a language model."""
-    from pipeline.encoders.exporting import convert_tokenizer
+    from pipeline.encoders.stock import convert_tokenizer
 
     source = folder.tokenizer[0]
     if source.name != TOKENIZER:

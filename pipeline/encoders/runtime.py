@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pipeline import logs
-from pipeline.errors import ProviderError
+from pipeline.errors import ProviderError, first_line
 
 # In onnxruntime 1.31 the CPU kernel of this fusion takes ten times as long as Add and LayerNormalization do
 # one after the other: 13 % of a MiniLM run. Its CUDA kernel is fine.
@@ -109,7 +109,7 @@ def _cuda_session(graph: Path) -> tuple[Any, str]:
     try:
         session = onnxruntime.InferenceSession(str(graph), options, providers=[(_CUDA, settings), _CPU])
     except Exception as error:  # noqa: BLE001 - onnxruntime's errors share no public base
-        return None, str(error).strip().splitlines()[0]
+        return None, first_line(error)
     return session, "a library of CUDA 13 or cuDNN 9 is missing"
 
 

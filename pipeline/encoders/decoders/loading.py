@@ -10,7 +10,7 @@ import torch
 
 from pipeline.encoders.decoders.gguf import gguf_file
 from pipeline.encoders.folder import ModelFolder
-from pipeline.errors import EncoderError
+from pipeline.errors import EncoderError, first_line
 
 
 def load_decoder(folder: ModelFolder) -> Any:  # noqa: ANN401 - a transformers model; its types are not followed
@@ -34,7 +34,7 @@ def load_decoder(folder: ModelFolder) -> Any:  # noqa: ANN401 - a transformers m
             )
     except Exception as error:
         raise EncoderError(
-            f"the checkpoint {folder.weights[0]} cannot be loaded: {_first_line(error)}",
+            f"the checkpoint {folder.weights[0]} cannot be loaded: {first_line(error)}",
             "A decoder-only language model that transformers can load",
             "Fetch the model again, or choose another",
         ) from error
@@ -47,7 +47,3 @@ def load_decoder(folder: ModelFolder) -> Any:  # noqa: ANN401 - a transformers m
         )
     model.config.use_cache = False
     return model.eval()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -17,7 +17,7 @@ from pipeline.encoders.elastic import keep_layers, layers_in
 
 
 @dataclass
-class Places:
+class Slots:
     """Where slot and last token are in the rows of the batch that is running: set by `start`, read before layers."""
 
     slot: int
@@ -39,18 +39,18 @@ def seen_by_all(mask: torch.Tensor) -> torch.Tensor:
     return hidden[:, None, None, :].expand(-1, 1, mask.shape[1], -1)
 
 
-def shorten(transformer: Any, decoder: DecoderSpec, slot: int) -> Places:  # noqa: ANN401 - a transformers model
+def shorten(transformer: Any, decoder: DecoderSpec, slot: int) -> Slots:  # noqa: ANN401 - a transformers model
     """Leave the layers that run, in place, with the slot's state copied between them; returns what batches start."""
-    places = Places(slot, decoder.attention == "bidirectional")
+    slots = Slots(slot, decoder.attention == "bidirectional")
     layers = layers_in(transformer)
 
     def copy(_layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         states, *others = inputs
-        last = states.gather(1, places.last.expand(-1, 1, states.shape[2]))
-        return torch.where(places.at_slot, last, states), *others
+        last = states.gather(1, slots.last.expand(-1, 1, states.shape[2]))
+        return torch.where(slots.at_slot, last, states), *others
 
     for layer in list(layers)[decoder.start : decoder.exit]:
         layer.register_forward_pre_hook(copy)
     if decoder.out_layer < len(layers):
         keep_layers(transformer, decoder.out_layer)
-    return places
+    return slots

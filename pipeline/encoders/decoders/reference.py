@@ -42,40 +42,34 @@ def hidden_states(
     mask: NDArray[np.int64],
 ) -> list[NDArray[np.float32]]:
     """What goes into the first layer and what comes out of each, float32[n, length, hidden]; the last one normed."""
-    if decoder.attention == "bidirectional":
-        return _alone(transformer, decoder, slot, ids, mask)
-    with torch.inference_mode(), _prepending(transformer, decoder, slot, ids, mask):
-        said = transformer(
-            input_ids=torch.from_numpy(ids),
-            attention_mask=torch.from_numpy(mask),
-            output_hidden_states=True,
-            use_cache=False,
-        )
-    return [states.numpy() for states in said.hidden_states]
+    if decoder.attention == "causal":
+        return _run(transformer, decoder, slot, ids, mask, torch.from_numpy(mask))
+    # each row by itself and without padding, no score hidden; what is padding stays zero
+    layers = len(layers_in(transformer)) + 1
+    found = [np.zeros((*ids.shape, transformer.config.hidden_size), np.float32) for _ in range(layers)]
+    for row, kept in enumerate(mask > 0):
+        alone = ids[row : row + 1, kept]
+        seen = torch.zeros((1, 1, alone.shape[1], alone.shape[1]))
+        new = _run(transformer, decoder, slot, alone, np.ones_like(alone), seen)
+        for states, own in zip(found, new, strict=True):
+            states[row, kept] = own[0]
+    return found
 
 
-def _alone(
+def _run(
     transformer: Any,  # noqa: ANN401
     decoder: DecoderSpec,
     slot: int,
     ids: NDArray[np.int64],
     mask: NDArray[np.int64],
+    seen: torch.Tensor,
 ) -> list[NDArray[np.float32]]:
-    """Each row run by itself and without padding, no score hidden; what is padding stays zero."""
-    layers = len(layers_in(transformer)) + 1
-    found = [np.zeros((*ids.shape, transformer.config.hidden_size), np.float32) for _ in range(layers)]
-    for row, kept in enumerate(mask > 0):
-        alone = ids[row : row + 1, kept]
-        with torch.inference_mode(), _prepending(transformer, decoder, slot, alone, np.ones_like(alone)):
-            said = transformer(
-                input_ids=torch.from_numpy(alone),
-                attention_mask=torch.zeros((1, 1, alone.shape[1], alone.shape[1])),
-                output_hidden_states=True,
-                use_cache=False,
-            )
-        for states, new in zip(found, said.hidden_states, strict=True):
-            states[row, kept] = new[0].numpy()
-    return found
+    """The same of one batch; `seen` is what the model is given for a mask."""
+    with torch.inference_mode(), _prepending(transformer, decoder, slot, ids, mask):
+        said = transformer(
+            input_ids=torch.from_numpy(ids), attention_mask=seen, output_hidden_states=True, use_cache=False
+        )
+    return [states.numpy() for states in said.hidden_states]
 
 
 @contextmanager

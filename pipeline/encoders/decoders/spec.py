@@ -94,15 +94,12 @@ def as_encoder(folder: ModelFolder, decoder: DecoderSpec | None) -> ModelFolder:
 
 
 def _check_model(folder: ModelFolder) -> None:
-    names = folder.config.get("architectures") or [""]
     plain = folder.format != "onnx" and not (folder.root / "modules.json").is_file()
-    # saved by AutoModel the checkpoint is a bare …Model; encoders with rotary positions keep no cache of keys
-    bare = str(names[0]).endswith("Model") and {"use_cache", "rms_norm_eps"} <= set(folder.config)
-    if not plain or not (folder.format == "gguf" or str(names[0]).endswith("ForCausalLM") or bare):
+    if not plain or not folder.language_model:
         raise UsageError(
             f"settings of [encoder.decoder] for {folder.root}, "
             + (
-                f"a model of the architecture {names[0]}"
+                f"a model of the architecture {folder.architecture}"
                 if plain
                 else "which says itself what its states become"
             ),

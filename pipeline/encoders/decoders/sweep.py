@@ -23,12 +23,12 @@ from pipeline.encoders.decoders.reference import hidden_states, pool
 from pipeline.encoders.decoders.spec import DecoderSpec, describe_decoder
 from pipeline.encoders.decoders.wording import Wording, word, worded
 from pipeline.encoders.elastic import layers_of
-from pipeline.encoders.exporting import quiet
 from pipeline.encoders.folder import ModelFolder, read_json
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import pad
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.prepare import check_room, write_tokenizer
+from pipeline.encoders.stock import quiet
 from pipeline.errors import UsageError
 from pipeline.tokens import Tokenizer
 
