@@ -59,10 +59,10 @@ def test_means_do_not_depend_on_the_order_of_passes():
     states = [generator.standard_normal((len(one.ids), 8)) for one in todo]
     found = []
     for order in (1, -1):
-        means = Means(3)
+        means = Means(3, 4)
         for one, state in list(zip(todo, states, strict=True))[::order]:
             means.add(state, one.owners)
-        found.append(means.vectors(4, normalised=True))
+        found.append(means.vectors(normalised=True))
 
     np.testing.assert_allclose(*found, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(found[0], axis=1), 1, atol=1e-6)

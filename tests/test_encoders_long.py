@@ -99,7 +99,7 @@ def test_a_graph_passed_the_gate_beyond_its_window(extended):
 def test_a_vector_does_not_depend_on_its_batch(extended):
     encoder, _ = extended
     rows = rows_of(*LENGTHS)
-    encoder.batch_tokens = len(LENGTHS) * LONGEST
+    encoder.runner.batch_tokens = len(LENGTHS) * LONGEST
 
     together = encoder.encode(rows)
 
@@ -204,7 +204,7 @@ def test_the_mean_of_windows(windowed, plain):
     pieces = cut(text, (1, 1), WINDOW)
     assert len(pieces) == 3
 
-    both = windowed._encode_rows(pieces, 2 * 32)[:, 32:].mean(axis=0)
+    both = windowed.runner.vectors(pieces, 2 * 32).vectors[:, 32:].mean(axis=0)
 
     got = windowed.encode([text])[0]
     np.testing.assert_allclose(got, both / np.linalg.norm(both), atol=1e-6)

@@ -194,7 +194,7 @@ def test_a_graph_with_grouped_distances(tmp_path, encoder_cache):
 
     assert encoder.spec.long == LongSpec("self-extend", 130, 3, True)
     alone = np.concatenate([encoder.encode([row]) for row in rows])
-    encoder.batch_tokens = 10_000
+    encoder.runner.batch_tokens = 10_000
     np.testing.assert_allclose(encoder.encode(rows), alone, atol=1e-6)
 
 

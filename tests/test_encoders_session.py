@@ -9,8 +9,8 @@ import pytest
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import Encoder, describe, load_encoder
+from pipeline.encoders.running import Runner, default_batch_tokens
 from pipeline.encoders.runtime import cuda_devices, is_out_of_memory
-from pipeline.encoders.session import default_batch_tokens
 from pipeline.errors import EncoderError, InputsTooLarge, ProviderError
 
 RANDOM = np.random.default_rng(0)
@@ -44,7 +44,7 @@ class FakeRun:
 def fake_encoder(encoder, room, batch_tokens=1024):
     run = FakeRun(room)
     tokenizers = encoder.tokenizer, encoder.query_tokenizer
-    return run, Encoder(encoder.spec, run, tokenizers, pad_id=0, provider="cpu", batch_tokens=batch_tokens)
+    return run, Encoder(encoder.spec, Runner(run, 0, batch_tokens), tokenizers, provider="cpu")
 
 
 def test_rows_come_back_in_the_order_given(encoder):
@@ -120,7 +120,7 @@ def test_another_failure_is_not_tried_again(encoder):
         run(ids, mask)
         raise RuntimeError("index out of range")
 
-    fake._run = fail
+    fake.runner = Runner(fail, 0, 1024)
     with pytest.raises(EncoderError, match="index out of range"):
         fake.encode(inputs(5, 5))
     assert len(run.shapes) == 1

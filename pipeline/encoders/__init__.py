@@ -20,7 +20,8 @@ decoders/   encoders out of decoder-only language models: prompts, Token Prepend
 prepare     graphs exported into the cache or a folder of their own, built once, behind the gate
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget
-session     Encoder: the graph, run by onnxruntime
+running     rows through the graph, in batches that are halved where memory ends
+session     Encoder: inputs to rows, and what the graph gives to vectors
 aspects     which further vectors a point has, and which of them one run makes; composite: an encoder with its aspects
 exits       one graph for several exits of a model; merging: what such a graph is made of
 
@@ -33,14 +34,12 @@ from pipeline.encoders.aspects import MAIN, check_late, describe_aspects, prepar
 from pipeline.encoders.checking import check
 from pipeline.encoders.composite import CompositeEncoder, Reading, load_encoders
 from pipeline.encoders.describe import codes_folder, describe
-from pipeline.encoders.long import LATE
 from pipeline.encoders.prepare import export, prepare
 from pipeline.encoders.session import Encoder, load_encoder, load_plain_encoder, prepare_encoder
 from pipeline.encoders.spaced import export_spaced, read_sample
 from pipeline.encoders.spec import EncoderSpec
 
 __all__ = [
-    "LATE",
     "MAIN",
     "CompositeEncoder",
     "Encoder",

@@ -16,7 +16,6 @@ from pipeline.config import ChunkingConfig, EncoderConfig, Settings
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exits import prepare_merged
 from pipeline.encoders.exported import TOKENIZER
-from pipeline.encoders.long import LATE
 from pipeline.encoders.prepare import prepare
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import HeadwaterError, UsageError
@@ -134,7 +133,7 @@ def runs(specs: Mapping[str, EncoderSpec]) -> list[tuple[Exit, ...]]:
     groups: dict[str, list[Exit]] = {}
     for exit in exits(specs):
         spec = specs[exit.widest]
-        key = replace(_without_size(spec), layers=0) if spec.in_one_row else spec
+        key = replace(_without_size(spec), layers=0) if spec.row == "text" else spec
         groups.setdefault(key.version, []).append(exit)
     deepest_first = (
         sorted(group, key=lambda exit: -(specs[exit.widest].layers or _ALL)) for group in groups.values()
@@ -182,10 +181,9 @@ def _check_length(name: str, spec: EncoderSpec, longest: int, chunk: int) -> Non
 
 def check_late(spec: EncoderSpec, chunking: ChunkingConfig) -> None:
     """Raise UsageError where an encoder is to embed chunks out of their documents, and they are not cut for that."""
-    late = spec.long is not None and spec.long.method == LATE
-    if late and (not chunking.max_tokens or chunking.overlap_tokens):
+    if spec.row == "document" and (not chunking.max_tokens or chunking.overlap_tokens):
         raise UsageError(
-            f"encoder.long = {LATE!r} with chunking.max_tokens = {chunking.max_tokens} and "
+            f"encoder.long = {spec.settings['long']!r} with chunking.max_tokens = {chunking.max_tokens} and "
             f"chunking.overlap_tokens = {chunking.overlap_tokens}",
             "Chunks shorter than the encoder's window, which do not overlap: each sees the others anyway",
             "Set chunking.max_tokens, for example to 200, and chunking.overlap_tokens to 0",

@@ -54,7 +54,7 @@ def describe(config: EncoderConfig) -> EncoderSpec:
         check_settings(spec, config)
     else:
         spec = _describe_model(located, config)
-    if config.codes and not spec.in_one_row:
+    if config.codes and spec.row != "text":
         raise UsageError(
             f"encoder.codes with encoder.long = {spec.settings['long']!r} or a prompt of several templates",
             "Vectors that come out of one row of the graph: codes are made behind it",
@@ -67,7 +67,7 @@ def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
     folder = read_model(located.folder)
     decoder = describe_decoder(folder, config)
     folder = sliced(as_encoder(folder, decoder), config.dims)
-    long, max_tokens = describe_long(folder, config, _max_tokens(folder, config))
+    long, max_tokens = describe_long(folder, config, usual_tokens(folder, config))
     remembered = cache_folder(config) / "hashes"
     return EncoderSpec(
         source=located.source,
@@ -111,7 +111,7 @@ def tokenizer_definition(file: Path, lowercase: bool) -> dict[str, Any]:
     return definition
 
 
-def _max_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
+def usual_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
     """What the model takes by itself; as many as are asked for where that is less."""
     limit, asked = read_positions(folder).window, config.max_tokens
     if asked and config.long in (*PLAIN, LATE):

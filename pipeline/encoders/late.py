@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.encoders.running import Embedded, Rows, RunBatches
 
 # Of the window, for the tokens before a later pass's part: as much as the reference gives its macro windows.
 _CONTEXT = 1 / 16
@@ -22,6 +25,39 @@ class Pass:
 
     ids: NDArray[np.int32]
     owners: NDArray[np.int64]
+
+
+def embed_late(
+    chunks: Rows,
+    documents: NDArray[np.integer],
+    run: RunBatches,
+    around: tuple[int, int],
+    window: int,
+    dims: int,
+    normalised: bool,
+) -> Embedded:
+    """float32[n, dims]: the means of n chunks' token states in their documents.
+
+    `documents` integer[n] says which document each is a chunk of, the chunks of one in order and next to each other;
+    `run` gives token states float[rows, length, hidden]; `around` and `window` as in `passes`.
+    """
+    starts = np.flatnonzero(np.diff(documents, prepend=-1 if not len(documents) else documents[0] - 1))
+    todo = [
+        Pass(one.ids, np.where(one.owners < 0, -1, one.owners + start))
+        for start, stop in pairwise([*starts.tolist(), len(chunks)])
+        for one in passes(chunks[start:stop], around, window)
+    ]
+    means, too_large = Means(len(chunks), dims), list[int]()
+    for batch, states in run([one.ids for one in todo]):
+        for row, number in enumerate(batch):
+            owners = todo[number].owners
+            if states is None:
+                too_large += np.unique(owners[owners >= 0]).tolist()
+            else:
+                means.add(states[row, : len(owners)], owners)
+    vectors = means.vectors(normalised)
+    vectors[too_large] = np.nan
+    return Embedded(vectors, list(dict.fromkeys(too_large)))
 
 
 def passes(chunks: Sequence[NDArray[np.int32]], around: tuple[int, int], window: int) -> Iterator[Pass]:
@@ -54,26 +90,23 @@ def passes(chunks: Sequence[NDArray[np.int32]], around: tuple[int, int], window:
 class Means:
     """The means of states by chunk, as passes come in; float64, so that their order does not matter."""
 
-    def __init__(self, chunks: int) -> None:
-        self._sums: NDArray[np.float64] = np.zeros((chunks, 0))
+    def __init__(self, chunks: int, dims: int) -> None:
+        self._sums = np.zeros((chunks, dims))
         self._counts = np.zeros(chunks)
 
     def add(self, states: NDArray[np.floating], owners: NDArray[np.int64]) -> None:
-        """Take the states float[n, hidden] of tokens that count for these chunks int64[n]."""
-        if not self._sums.shape[1]:
-            self._sums = np.zeros((len(self._counts), states.shape[1]))
+        """Take the states float[n, hidden] of tokens that count for these chunks int64[n]: their first dimensions."""
         counted = owners >= 0
         starts = np.flatnonzero(np.diff(owners[counted], prepend=-1))
         if len(starts):
             named = owners[counted][starts]
-            self._sums[named] += np.add.reduceat(states[counted], starts, axis=0, dtype=np.float64)
+            some = states[counted, : self._sums.shape[1]]
+            self._sums[named] += np.add.reduceat(some, starts, axis=0, dtype=np.float64)
             self._counts += np.bincount(owners[counted], minlength=len(self._counts))
 
-    def vectors(self, dims: int, normalised: bool) -> NDArray[np.float32]:
-        """float32[chunks, dims]: the first dimensions of the means, normalised where the model's vectors are."""
-        if not len(self._counts):
-            return np.empty((0, dims), np.float32)
-        means = self._sums[:, :dims] / np.maximum(self._counts, 1)[:, None]
+    def vectors(self, normalised: bool) -> NDArray[np.float32]:
+        """The means, float32[chunks, dims], normalised where the model's vectors are; 0 where nothing was counted."""
+        means = self._sums / np.maximum(self._counts, 1)[:, None]
         if normalised:
             means = means / np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-12)
         return means.astype(np.float32)

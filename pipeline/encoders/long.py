@@ -52,14 +52,19 @@ class LongSpec:
     attention_scaling: bool = False
 
     @property
-    def in_graph(self) -> bool:
-        """Whether the graph itself is another one than the model's."""
-        return self.method in LEARNED + ROTARY
+    def late(self) -> bool:
+        """Whether the vectors of chunks are made of the token states of their document."""
+        return self.method == LATE
+
+    @property
+    def extension(self) -> str:
+        """By which of LEARNED and ROTARY the graph reaches beyond the window; "" where it is the model's own."""
+        return self.method if self.method in LEARNED + ROTARY else ""
 
     @property
     def by_length(self) -> bool:
         """Whether the graph does something else with texts that are longer than the window."""
-        return self.method in (*LEARNED, SELF_EXTEND) or self.attention_scaling
+        return self.extension in (*LEARNED, SELF_EXTEND) or self.attention_scaling
 
     @property
     def groups(self) -> tuple[int, int]:
@@ -69,7 +74,7 @@ class LongSpec:
     @property
     def by_table(self) -> bool:
         """Whether it gives tokens other rows of a table of positions."""
-        return self.method in LEARNED
+        return self.extension in LEARNED
 
 
 def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:

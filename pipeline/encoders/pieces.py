@@ -12,6 +12,21 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.encoders.running import Embedded, Rows, RunRows
+
+
+def embed_pieces(pieces: Sequence[Rows], run: RunRows, dims: int, normalised: bool) -> Embedded:
+    """One vector a text, float32[texts, dims], out of those of its pieces: windows of it, or it in several prompts.
+
+    `run` gives vectors and raw vectors side by side, float32[pieces, 2 · dims].
+    """
+    counts = [len(rows) for rows in pieces]
+    both, too_large = run([row for rows in pieces for row in rows], 2 * dims)
+    texts = np.repeat(np.arange(len(counts)), counts)[too_large]
+    return Embedded(
+        join(both[:, :dims], both[:, dims:], counts, normalised), list(dict.fromkeys(texts.tolist()))
+    )
+
 
 def cut(ids: NDArray[np.int32], around: tuple[int, int], window: int) -> list[NDArray[np.int32]]:
     """Cut int32[n] as the model takes it into pieces of at most `window` tokens, whose sizes differ by 1 at most.

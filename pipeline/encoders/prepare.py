@@ -38,7 +38,6 @@ from pipeline.encoders.exported import (
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.hashes import write_whole
 from pipeline.encoders.locate import locate
-from pipeline.encoders.long import LATE
 from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.spec import EncoderSpec
@@ -245,9 +244,9 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
 
 def output_beside(spec: EncoderSpec) -> str:
     """The output that the graph has beside the vectors; "" for none."""
-    if spec.in_one_row:
+    if spec.row == "text":
         return ""
-    return STATES if spec.long and spec.long.method == LATE else RAW
+    return STATES if spec.row == "document" else RAW
 
 
 def _export_coded(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:
@@ -277,7 +276,7 @@ def probe(tokenizer: Tokenizer, vocabulary: int, pad_id: int, spec: EncoderSpec)
     """The gate's inputs for an encoder: ordinary text, random tokens, and lengths about the model's own window."""
     samples = [tokenizer.encode(text) for text in _SAMPLES]
     most = vocabulary or 1 + max(int(sample.max()) for sample in samples)
-    window = spec.long.window if spec.long and spec.long.in_graph else 0
+    window = spec.long.window if spec.long and spec.long.extension else 0
     return probes(samples, most, pad_id, spec.longest_row, window)
 
 

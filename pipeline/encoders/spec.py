@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pipeline.codes import Binarizer, CodesSpec
 from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.hashes import hash_json
-from pipeline.encoders.long import LATE, WINDOWS, LongSpec
+from pipeline.encoders.long import WINDOWS, LongSpec
 from pipeline.errors import EncoderError
 
 # How the graph of a lower precision is made: raise it where the numbers change, as they are then another encoder's.
@@ -77,15 +77,21 @@ class EncoderSpec:
         return hash_json(values)
 
     @property
-    def longest_row(self) -> int:
-        """The most tokens that the graph is given in a row; longer texts take several."""
-        return self.long.window if self.long and self.long.method in WINDOWS else self.max_tokens
+    def row(self) -> Literal["text", "window", "prompt", "document"]:
+        """What a row of the graph holds: a text; one of its windows; it in one of several prompts; or a document.
+
+        Of windows and prompts the mean is the text's vector; the chunks of a document each get one out of its rows.
+        """
+        if self.long and self.long.late:
+            return "document"
+        if self.long and self.long.method in WINDOWS:
+            return "window"
+        return "prompt" if self.decoder and len(self.decoder.templates) > 1 else "text"
 
     @property
-    def in_one_row(self) -> bool:
-        """Whether every text is one row of the graph, which gives its vector."""
-        several = self.decoder is not None and len(self.decoder.templates) > 1
-        return not several and (not self.long or self.long.method not in (*WINDOWS, LATE))
+    def longest_row(self) -> int:
+        """The most tokens that the graph is given in a row."""
+        return self.long.window if self.long and self.row == "window" else self.max_tokens
 
     @property
     def normalised(self) -> bool:

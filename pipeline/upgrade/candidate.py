@@ -8,7 +8,7 @@ from pathlib import Path
 
 from pipeline.codes import load_codes
 from pipeline.config import DEFAULT_ENCODER, Settings
-from pipeline.encoders import LATE, EncoderSpec, describe, prepare_encoder
+from pipeline.encoders import EncoderSpec, describe, prepare_encoder
 from pipeline.errors import UpgradeRefused, UsageError
 from pipeline.job import make_chunker, make_contract
 from pipeline.stores import NEXT, Store, collection, settings_like
@@ -160,9 +160,10 @@ def _check_chunks(name: str, held: Contract, spec: EncoderSpec, settings: Settin
             "Chunks as they are, to embed them anew",
             "Restore the [chunking] settings, or give the documents to cut anew: --from docs.parquet",
         )
-    if spec.version != held.encoder_version and spec.long and spec.long.method == LATE:
+    if spec.version != held.encoder_version and spec.row == "document":
         raise UpgradeRefused(
-            f"encoder.long = {LATE!r}, and collection {name!r} holds chunks without the documents around them",
+            f"encoder.long = {spec.settings['long']!r}, and collection {name!r} holds chunks without the documents "
+            "around them",
             "Whole documents: a chunk's vector is made of its tokens' states in all of its document",
             "Give the documents: --from docs.parquet; or another encoder.long, which embeds chunks by themselves",
         )

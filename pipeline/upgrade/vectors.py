@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.codes import Binarizer, to_rows
-from pipeline.encoders import LATE, Encoder
+from pipeline.encoders import Encoder
 from pipeline.errors import InputsTooLarge
 from pipeline.stores import Chunk, Profile
 from pipeline.versions import Bridge
@@ -87,8 +87,12 @@ class Embedder:
     def refuses(self, given: NDArray[Any]) -> Refusal | None:
         """See `Maker`: a chunk is too long, or made into a vector within its whole document alone."""
         spec = self._encoder.spec
-        if spec.long and spec.long.method == LATE:
-            return "late_chunking", f"encoder.long = {LATE!r} embeds a chunk within its whole document alone"
+        if spec.row == "document":
+            method = spec.settings["long"]
+            return (
+                "late_chunking",
+                f"encoder.long = {method!r} embeds a chunk within its whole document alone",
+            )
         if len(given) > spec.max_tokens:
             return "too_long", f"a chunk of {len(given)} tokens, and this encoder takes {spec.max_tokens}"
         return None
