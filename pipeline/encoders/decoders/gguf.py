@@ -1,11 +1,13 @@
 """GGUF files: what their header says of the model, read as data, without any library; no weight is looked at.
 
-Layout: the format's specification, version 2 and 3 (little-endian): magic, version, counts, key-value pairs, tensors.
+Layout: the format's specification, version 2 and 3 (little-endian): magic, version, counts, key-value pairs, the table
+of tensors, and behind the next multiple of the alignment their values, each at its offset.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import math
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +22,16 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _STRING, _ARRAY = 8, 9
 # Longer strings and longer lists are skipped or refused: a vocabulary is nothing that is needed here.
 _LONGEST = 1 << 26
+_ALIGNMENT = "general.alignment"
+_USUAL_ALIGNMENT = 32
+# Of the types that a tensor may have, by number: values in a block, and bytes of it.
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40),
+    10: (256, 84), 11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292),
+    16: (256, 66), 17: (256, 74), 18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82),
+    23: (256, 136), 24: (1, 1), 25: (1, 2), 26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2),
+    34: (256, 54), 35: (256, 66), 39: (32, 17), 40: (64, 36), 41: (128, 18),
+}  # fmt: skip
 # The format's names for what config.json says.
 _KEYS = {
     "block_count": "num_hidden_layers",
@@ -64,11 +76,17 @@ def read_gguf(file: Path) -> ModelFolder:
     """A GGUF file as a model's folder, whose head is yet to be said. Raises EncoderError for a damaged one."""
     try:
         with file.open("rb") as stream:
-            values = _header(stream)
+            values, needed = _header(stream)
     except (OSError, ValueError, KeyError, struct.error, UnicodeDecodeError) as error:
         raise EncoderError(
             f"{file} cannot be read: {error}", "A whole GGUF file of version 2 or 3", "Fetch the model again"
         ) from None
+    if (size := file.stat().st_size) < needed:
+        raise EncoderError(
+            f"{file} has {size:,} bytes, and its tensors reach to {needed:,}",
+            "A whole GGUF file: a copy or a download ended early",
+            "Fetch the model again",
+        )
     name = str(values.get("general.architecture", ""))
     config = {ours: values[f"{name}.{key}"] for key, ours in _KEYS.items() if f"{name}.{key}" in values}
     config |= {ours: values[key] for key, ours in _TOKENS.items() if key in values}
@@ -108,14 +126,27 @@ def gguf_file(folder: ModelFolder) -> dict[str, Any]:
     return {"gguf_file": folder.weights[0].name}
 
 
-def _header(stream: BinaryIO) -> dict[str, Any]:
-    """The key-value pairs; of a list its length alone."""
+def _header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
+    """The key-value pairs, of a list its length alone, and how many bytes a file with these tensors has at least."""
     if stream.read(4) != _MAGIC:
         raise ValueError("it does not begin as a GGUF file")
-    version, _, count = struct.unpack("<IQQ", _take(stream, 20))
+    version, tensors, count = struct.unpack("<IQQ", _take(stream, 20))
     if version not in (2, 3):
         raise ValueError(f"version {version}")
-    return {_string(stream): _value(stream, _number(stream, 4)) for _ in range(count)}
+    values = {_string(stream): _value(stream, _number(stream, 4)) for _ in range(count)}
+    ends = [_tensor_end(stream) for _ in range(tensors)]
+    alignment = int(values.get(_ALIGNMENT) or _USUAL_ALIGNMENT)
+    return values, -(-stream.tell() // alignment) * alignment + max(ends) if ends else stream.tell()
+
+
+def _tensor_end(stream: BinaryIO) -> int:
+    """Where the values of the table's next tensor end, from the first of all; where they begin, for an unknown type."""
+    _string(stream)
+    shape = struct.unpack(f"<{(dimensions := _number(stream, 4))}Q", _take(stream, 8 * dimensions))
+    kind, offset = struct.unpack("<IQ", _take(stream, 12))
+    values, size = _BLOCKS.get(kind, (1, 0))
+    end: int = offset + math.prod(shape) // values * size
+    return end
 
 
 def _value(stream: BinaryIO, kind: int) -> Any:  # noqa: ANN401 - a number, a string, or the length of a list
