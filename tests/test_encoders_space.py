@@ -93,6 +93,20 @@ def test_directions_without_variance_are_left_out_and_not_blown_up():
         fit("whiten:4", np.outer(RANDOM.normal(size=400), np.ones(12)))
 
 
+def test_a_kind_with_the_number_it_has_anyway_is_the_same_space():
+    flat = CLOUD.copy()
+    flat[:, 3] = flat[:, :3].sum(axis=1)
+
+    for usual, same, other in (
+        ("whiten", "whiten:11", "whiten:10"),
+        ("all-but-the-top", "all-but-the-top:1", "all-but-the-top:2"),
+    ):
+        assert fit(usual, flat).module == fit(same, flat).module
+        assert fit(usual, flat).kind == usual
+        assert fit(other, flat).kind == other
+        assert fit(other, flat).module != fit(usual, flat).module
+
+
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["centre", "all-but-the-top:2", "whiten:5"]))
 @settings(max_examples=30, deadline=None)
 def test_the_map_of_a_mean_is_the_mean_of_the_map(seed, kind):

@@ -107,8 +107,13 @@ def fit(text: str, vectors: NDArray[np.floating]) -> Space:
     if not np.isfinite(sample).all():
         raise EncoderError("NaN or infinite vectors in the sample", "Finite vectors", "Check the encoder")
     mean = sample.mean(axis=0)
-    matrix = None if kind == CENTRE else _matrix(kind, number, *_principal(sample - mean))
-    return Space(text, mean.astype(np.float32), matrix, len(vectors))
+    if kind == CENTRE:
+        return Space(kind, mean.astype(np.float32), None, len(vectors))
+    variances, directions = _principal(sample - mean)
+    usual = _usual_number(kind, variances)
+    matrix = _matrix(kind, number or usual, usual, variances, directions)
+    named = kind if number in (0, usual) else text  # one name for one map, however it was asked for
+    return Space(named, mean.astype(np.float32), matrix, len(vectors))
 
 
 def _principal(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -117,22 +122,31 @@ def _principal(centred: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArr
     return variances[::-1], directions[:, ::-1]
 
 
+def _usual_number(kind: str, variances: NDArray[np.float64]) -> int:
+    """The number that a kind has where none is asked for: directions taken off, or those that vary and are kept."""
+    if kind == TOP:
+        return max(1, len(variances) // 100)
+    return int((variances > _LEAST_VARIANCE * variances[0]).sum())
+
+
 def _matrix(
-    kind: str, number: int, variances: NDArray[np.float64], directions: NDArray[np.float64]
+    kind: str,
+    number: int,
+    usual: int,
+    variances: NDArray[np.float64],
+    directions: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     dims = len(variances)
     if kind == TOP:
-        top = directions[:, : number or max(1, dims // 100)]
+        top = directions[:, :number]
         return (np.eye(dims) - top @ top.T).astype(np.float32)
-    varied = int((variances > _LEAST_VARIANCE * variances[0]).sum())
-    if varied < max(number, 1):
+    if usual < max(number, 1):
         raise EncoderError(
-            f"vectors of the sample vary in {varied} of {dims} directions",
+            f"vectors of the sample vary in {usual} of {dims} directions",
             f"As many as are to be kept, {number or dims}",
             "Give a sample of more various texts, or keep fewer: --space whiten:DIMS",
         )
-    kept = number or varied
-    return (directions[:, :kept] / np.sqrt(variances[:kept])).astype(np.float32)
+    return (directions[:, :number] / np.sqrt(variances[:number])).astype(np.float32)
 
 
 def save_space(space: Space, file: Path) -> None:
