@@ -111,6 +111,30 @@ def test_tune_tells_the_score_of_pairs_that_did_not_choose(decoder_folder, tmp_p
     assert refused.exit_code != 0
 
 
+def test_a_prompt_without_a_slot_is_tried_without_prepending(decoder_folder, tmp_path):
+    file = pairs_file(tmp_path / "pairs.parquet")
+    words = ["encoders", "tune", str(decoder_folder), "--pairs", str(file), "--prompt", "{text} is:"]
+
+    said = CliRunner().invoke(app, words)
+    found = tune(EncoderConfig(model=str(decoder_folder)), file, ["{text} is:"])
+
+    assert said.exit_code == 0, said.output
+    assert "gain" not in said.stdout
+    assert [found["prepended"], found["gain"], len(found["trials"])] == [None, None, 1]
+    assert found["held_out"] == found["plain"]["held_out"]
+
+
+@pytest.mark.parametrize(("max_tokens", "most"), [(0, 96), (40, 40)])
+def test_texts_are_cut_where_the_encoder_would_cut_them(decoder_folder, max_tokens, most):
+    model = Checkpoint.open(EncoderConfig(model=str(decoder_folder), max_tokens=max_tokens))
+
+    wording, _, rows = model.rows(DecoderConfig(prompt="{text} means:"), ["river " * 200, "river"])
+
+    (_, after) = wording.rows[0]
+    assert len(rows[0]) == most > len(rows[1])
+    assert all(tuple(row[len(row) - len(after) :]) == after for row in rows)
+
+
 def test_what_is_held_out_has_no_say(decoder_folder, tmp_path):
     file = pairs_file(tmp_path / "pairs.parquet")
     table = pq.read_table(file)

@@ -80,10 +80,8 @@ def tune_decoder(
 
 
 def _said(found: dict[str, Any]) -> dict[str, Any]:
-    gain, low, high = found["gain"]
-    return {
-        **found["chosen"],
-        "Spearman where it was chosen": found["spearman"],
-        "held out": found["held_out"],
-        "gain by token prepending, held out": f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]",
-    }
+    scores = {"Spearman where it was chosen": found["spearman"], "held out": found["held_out"]}
+    if found["gain"]:
+        gain, low, high = found["gain"]
+        scores["gain by token prepending, held out"] = f"{gain:+.3f} [{low:+.3f}, {high:+.3f}]"
+    return {**found["chosen"], **scores}

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import DecoderConfig, EncoderConfig
+from pipeline.encoders.decoders.prompts import PROMPTS as NAMED
+from pipeline.encoders.decoders.prompts import SLOT, templates_of
 from pipeline.errors import UsageError
 from pipeline.evaluation.sts import Pairs, cosines_of, read_pairs, spearman, spearman_resampled
 from pipeline.schemas import Observer, Progress
@@ -49,10 +51,12 @@ def tune(
 
     `most`: of how many pairs, drawn at random, 0 for all. `chosen` are keys of [encoder.decoder]; `held_out` is its
     Spearman on the other half, `plain` that of the best without prepending, and `gain` the difference between the
-    best with prepending and that, with its 95 % interval (bootstrap over pairs).
+    best with prepending and that, with its 95 % interval (bootstrap over pairs); None where no prompt has a slot.
     """
     from pipeline.encoders.decoders.sweep import Checkpoint
 
+    for prompt in prompts:
+        templates_of(prompt, prepending=SLOT in prompt)  # raises before hours of tuning
     ours, theirs = halves(read_pairs(file), most, file)
     observe(Progress("loading the model"))
     model = Checkpoint.open(config)
@@ -62,37 +66,45 @@ def tune(
         for trial in try_prompt(prompt, ours, _watched(model, observe), model.layers, config.decoder)
     ]
     plain = best_of([trial for trial in trials if not trial.how.token_prepending])
-    prepended = best_of([trial for trial in trials if trial.how.token_prepending])
-    chosen = best_of([plain, prepended])
+    with_slot = [trial for trial in trials if trial.how.token_prepending]
+    finalists = [plain, best_of(with_slot)] if with_slot else [plain]
+    chosen = best_of(finalists)
     embed = _watched(model, observe)
-    cosines = [
-        cosines_of(embed(trial.how, theirs.texts)[trial.how.out_layer], theirs)
-        for trial in (plain, prepended)
-    ]
-    drawn = [spearman_resampled(values, theirs.scores) for values in cosines]
-    low, high = np.quantile(drawn[1] - drawn[0], (0.025, 0.975))
-    scores = [spearman(values, theirs.scores) for values in cosines]
+    cosines = [cosines_of(embed(trial.how, theirs.texts)[trial.how.out_layer], theirs) for trial in finalists]
+    scores = [round(spearman(values, theirs.scores), 5) for values in cosines]
+    said = [settings_of(trial) | {"held_out": score} for trial, score in zip(finalists, scores, strict=True)]
     return {
         "model": config.model,
         "pairs": {"chosen_on": len(ours.scores), "held_out": len(theirs.scores)},
         "chosen": settings_of(chosen),
         "spearman": round(chosen.spearman, 5),
-        "held_out": round(scores[1] if chosen is prepended else scores[0], 5),
-        "plain": settings_of(plain) | {"held_out": round(scores[0], 5)},
-        "prepended": settings_of(prepended) | {"held_out": round(scores[1], 5)},
-        "gain": [round(float(value), 5) for value in (scores[1] - scores[0], low, high)],
+        "held_out": scores[finalists.index(chosen)],
+        "plain": said[0],
+        "prepended": said[1] if with_slot else None,
+        "gain": _gain(cosines[0], cosines[1], theirs.scores) if with_slot else None,
         "trials": [settings_of(trial) | {"spearman": round(trial.spearman, 5)} for trial in trials],
     }
 
 
+def _gain(
+    plain: NDArray[np.floating], prepended: NDArray[np.floating], scores: NDArray[np.floating]
+) -> list[float]:
+    """The difference in Spearman between two encoders' cosines float[pairs], and its 95 % interval."""
+    drawn = [spearman_resampled(values, scores) for values in (plain, prepended)]
+    low, high = np.quantile(drawn[1] - drawn[0], (0.025, 0.975))
+    difference = spearman(prepended, scores) - spearman(plain, scores)
+    return [round(float(value), 5) for value in (difference, low, high)]
+
+
 def try_prompt(prompt: str, pairs: Pairs, embed: Embed, layers: int, asked: DecoderConfig) -> list[Trial]:
-    """A prompt without prepending and with each exit, each at its best layer of the upper half.
+    """A prompt without prepending and, if it has a slot for that, with each exit, each at its best upper layer.
 
     Pooling, mask and start are those that are `asked` for.
     """
     plain = DecoderConfig(prompt=prompt, pooling=asked.pooling, attention=asked.attention)
     prepended = {"token_prepending": True, "start": asked.start}
-    hows = [plain, *(plain.model_copy(update={**prepended, "exit": exit}) for exit in exits_of(layers))]
+    exits = exits_of(layers) if prompt in NAMED or SLOT in prompt else []
+    hows = [plain, *(plain.model_copy(update={**prepended, "exit": exit}) for exit in exits)]
     return [best_layer(how, pairs, embed(how, pairs.texts), layers) for how in hows]
 
 

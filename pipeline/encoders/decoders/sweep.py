@@ -22,11 +22,11 @@ from pipeline.encoders.decoders.loading import load_decoder
 from pipeline.encoders.decoders.reference import hidden_states, pool
 from pipeline.encoders.decoders.spec import DecoderSpec, describe_decoder
 from pipeline.encoders.decoders.wording import Wording, word, worded
+from pipeline.encoders.describe import usual_tokens
 from pipeline.encoders.elastic import layers_of
 from pipeline.encoders.folder import ModelFolder, read_json
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import pad
-from pipeline.encoders.positions import read_positions
 from pipeline.encoders.prepare import check_room, write_tokenizer
 from pipeline.encoders.stock import quiet
 from pipeline.errors import UsageError
@@ -65,7 +65,7 @@ class Checkpoint:
         """float32[layers + 1, n, hidden], not normalised: entry l is what `out_layer` l makes of n texts.
 
         Entries below `exit` are of no use with prepending. `observe` is told how many texts are done. Texts that are
-        longer than the model's window lose their end.
+        longer than the encoder would take lose their end.
         """
         wording, decoder, rows = self.rows(how, texts)
         found = np.empty((self.layers + 1, len(rows), self.transformer.config.hidden_size), np.float32)
@@ -94,17 +94,18 @@ class Checkpoint:
         wording = word(self.tokenizer, decoder, self.folder.config)
         definition = json.dumps(worded(self.tokenizer, wording)).encode("utf-8")
         tokenizer = Tokenizer(definition, self.config.document_prompt or "")
-        if window := read_positions(self.folder).window:
-            check_room(tokenizer, "", window)
+        most = usual_tokens(self.folder, self.config)
+        check_room(tokenizer, "", most)
         return (
             wording,
             decoder,
-            [row for text in texts for row in wording.inputs(self._input(tokenizer, text))],
+            [row for text in texts for row in wording.inputs(_input(tokenizer, text, most))],
         )
 
-    def _input(self, tokenizer: Tokenizer, text: str) -> NDArray[np.int32]:
-        ids = tokenizer.encode(text)
-        most = read_positions(self.folder).window or len(ids)
-        if len(ids) <= most:
-            return ids
-        return tokenizer.model_input(tokenizer.tokenize(text).ids[: most - tokenizer.special_tokens])
+
+def _input(tokenizer: Tokenizer, text: str, most: int) -> NDArray[np.int32]:
+    """A text as the model takes it, without what is too much of its end; the prompt around it stays whole."""
+    ids = tokenizer.encode(text)
+    if len(ids) <= most:
+        return ids
+    return tokenizer.model_input(tokenizer.tokenize(text).ids[: most - tokenizer.special_tokens])
