@@ -33,7 +33,23 @@ _NESTED = "__"
 
 
 Long = Literal[
-    "split", "error", "truncate", "pcw", "gp", "rp", "pi", "pi-dynamic", "ntk", "self-extend", "late-chunking"
+    "split",
+    "error",
+    "truncate",
+    "pcw",
+    "gp",
+    "rp",
+    "pi",
+    "pi-dynamic",
+    "ntk",
+    "self-extend",
+    "late-chunking",
+    "late-chunking:gp",
+    "late-chunking:rp",
+    "late-chunking:pi",
+    "late-chunking:pi-dynamic",
+    "late-chunking:ntk",
+    "late-chunking:self-extend",
 ]
 """What is done with documents that are longer than the encoder's window."""
 

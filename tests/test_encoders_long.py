@@ -265,7 +265,7 @@ def test_what_is_no_extension_is_refused(tmp_path, changes, message):
         describe(config.model_copy(update=changes))
 
 
-ANY = ("split", "error", "truncate", "pcw", "late-chunking")
+ANY, LATE = ("split", "error", "truncate", "pcw"), "late-chunking"
 TABLE, ANGLES = ("gp", "rp", "pi", "pi-dynamic"), ("ntk", "self-extend")
 
 
@@ -293,7 +293,8 @@ def test_which_methods_apply_is_read_from_the_model(tmp_path, model, window, met
     positions = read_positions(folder)
 
     assert positions.window == window
-    assert methods_of(folder, positions) == methods
+    late = (LATE, *(f"{LATE}:{name}" for name in methods[len(ANY) :]))
+    assert methods_of(folder, positions) == (*methods, *late)
 
 
 def test_a_window_that_all_layers_have_bounds_what_keeps_its_vectors(tmp_path):

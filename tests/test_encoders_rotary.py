@@ -263,8 +263,8 @@ def test_a_model_with_rotary_positions_says_what_it_allows(tmp_path):
     folder = settings_folder(tmp_path / "model", **{"config.json": settings})
     config = EncoderConfig(model=str(folder), cache=str(tmp_path / "cache"), long="pi", max_tokens=1024)
 
-    allowed = "split, error, truncate, pcw, late-chunking, ntk, self-extend"
-    with pytest.raises(UsageError, match=rf"rotary positions, local attention\).*One of {allowed}\."):
+    allowed = "split, error, truncate, pcw, ntk, self-extend, late-chunking, late-chunking:ntk"
+    with pytest.raises(UsageError, match=rf"rotary positions, local attention\).*One of {allowed}, "):
         describe(config)
     with pytest.raises(UsageError, match="At most 8 times as many, 4096"):
         describe(config.model_copy(update={"long": "ntk", "max_tokens": 4097}))

@@ -45,13 +45,13 @@ class Rows(torch.nn.Module):
         super().__init__()
         self._long, self._places = long, places
         self._last = len(table) - 1
-        rows = table.numpy() if long.method != "pi" else stretched(table.numpy(), long.factor)
+        rows = table.numpy() if long.extension != "pi" else stretched(table.numpy(), long.factor)
         self.weight = torch.nn.Parameter(torch.from_numpy(rows.copy()), requires_grad=False)
 
     def forward(self, _ids: torch.Tensor) -> torch.Tensor:
         """Whole numbers alone decide which rows: they are exact at any precision."""
         index, count = self._places.index, self._places.count
-        window, method = self._long.window, self._long.method
+        window, method = self._long.window, self._long.extension
         long = count > window
         if method == "gp":
             return self._look_up(index // ((count + window - 1) // window))

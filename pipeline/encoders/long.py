@@ -31,7 +31,11 @@ WINDOWS = ("pcw",)
 """The model takes a text in several windows."""
 
 LATE = "late-chunking"
-"""The model takes whole documents, and a chunk's vector is the mean of its tokens' states among the others."""
+"""The model takes whole documents, and a chunk's vector is the mean of its tokens' states among the others.
+
+Documents beyond the window are taken in passes, or, as "late-chunking:pi" says and the like, by a method in the graph:
+then those beyond max_tokens are taken in passes of that size.
+"""
 
 # A table of 512 positions reaches 8,192 tokens this way, angles eight windows: further was never measured.
 _MOST = dict.fromkeys(LEARNED, 16) | dict.fromkeys(ROTARY, 8)
@@ -41,8 +45,9 @@ _MOST = dict.fromkeys(LEARNED, 16) | dict.fromkeys(ROTARY, 8)
 class LongSpec:
     """How texts are embedded that are longer than the model's window; "split" is the absence of this.
 
+    method: as `encoder.long` names it.
     window: tokens that the model takes by itself, special tokens included.
-    factor: how many windows long the longest text is, rounded up.
+    factor: how many windows long the longest row of the graph is, rounded up.
     attention_scaling: whether attention is made sharper by log(tokens) / log(window) where there are more.
     """
 
@@ -54,12 +59,12 @@ class LongSpec:
     @property
     def late(self) -> bool:
         """Whether the vectors of chunks are made of the token states of their document."""
-        return self.method == LATE
+        return self.method.partition(":")[0] == LATE
 
     @property
     def extension(self) -> str:
         """By which of LEARNED and ROTARY the graph reaches beyond the window; "" where it is the model's own."""
-        return self.method if self.method in LEARNED + ROTARY else ""
+        return extension_of(self.method)
 
     @property
     def by_length(self) -> bool:
@@ -77,11 +82,18 @@ class LongSpec:
         return self.extension in LEARNED
 
 
+def extension_of(method: str) -> str:
+    """The method in the graph out of a value of `encoder.long`; "" for none."""
+    name = method.removeprefix(f"{LATE}:")
+    return name if name in LEARNED + ROTARY else ""
+
+
 def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:
     """The values of `encoder.long` that a model allows."""
     kinds = {"learned": LEARNED, "rotary": ROTARY} if folder.format != "onnx" else {}
-    late = (LATE,) if pools_late(folder) else ()
-    return (*PLAIN, *WINDOWS, *late, *kinds.get(positions.kind, ()))
+    beyond = kinds.get(positions.kind, ())
+    late = (LATE, *(f"{LATE}:{name}" for name in beyond)) if pools_late(folder) else ()
+    return (*PLAIN, *WINDOWS, *beyond, *late)
 
 
 def pools_late(folder: ModelFolder) -> bool:
@@ -96,7 +108,7 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
 
     Raises UsageError for a method that the model does not allow, and for lengths that are no extension or too long.
     """
-    method, positions = config.long, read_positions(folder)
+    method, extension, positions = config.long, extension_of(config.long), read_positions(folder)
     allowed = methods_of(folder, positions)
     if method not in allowed:
         raise UsageError(
@@ -109,28 +121,28 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
     if method in (*PLAIN, LATE):
         return (None if method == "split" else LongSpec(method, usual)), usual
     window = positions.window or usual
-    if method == SELF_EXTEND and positions.sliding:
+    if extension == SELF_EXTEND and positions.sliding:
         window = min(window, positions.sliding)  # which is switched off, and changes no shorter text
     if config.max_tokens <= window:
         raise UsageError(
             f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
             "tokens by itself",
-            f"encoder.max_tokens above {window}: the longest text that becomes one vector",
+            f"encoder.max_tokens above {window}: the longest text that the model is to take at once",
             f"Set encoder.max_tokens, for example to {4 * window}",
         )
     factor = math.ceil(config.max_tokens / window)
-    if factor > _MOST.get(method, factor):
+    if factor > _MOST.get(extension, factor):
         raise UsageError(
             f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
             "tokens by itself",
-            f"At most {_MOST[method]} times as many, {_MOST[method] * window}",
-            "Lower encoder.max_tokens, or take encoder.long = pcw",
+            f"At most {_MOST[extension]} times as many, {_MOST[extension] * window}",
+            f"Lower encoder.max_tokens, or take encoder.long = {'pcw' if method == extension else LATE}",
         )
     return LongSpec(method, window, factor, config.attention_scaling), config.max_tokens
 
 
 def _check_scaling(config: EncoderConfig) -> None:
-    if config.attention_scaling and config.long not in LEARNED + ROTARY:
+    if config.attention_scaling and not extension_of(config.long):
         raise UsageError(
             f"encoder.attention_scaling with encoder.long = {config.long!r}",
             f"A method that changes the graph: {', '.join(LEARNED + ROTARY)}",
@@ -155,11 +167,11 @@ def position_rows(long: LongSpec, table: NDArray[np.floating], tokens: int) -> N
     window, places = len(table), np.arange(tokens)
     if tokens <= window:
         return table[:tokens].astype(np.float64)
-    if long.method == "gp":
+    if long.extension == "gp":
         return table[places // math.ceil(tokens / window)].astype(np.float64)
-    if long.method == "rp":
+    if long.extension == "rp":
         return table[places % window].astype(np.float64)
-    reach = (tokens - 1) / (window - 1) if long.method == "pi-dynamic" else long.factor
+    reach = (tokens - 1) / (window - 1) if long.extension == "pi-dynamic" else long.factor
     columns = [np.interp(places / reach, np.arange(window), column) for column in table.T.astype(np.float64)]
     return np.stack(columns, axis=1)
 

@@ -97,7 +97,7 @@ class Attending:
             query = query * self._sharpness()
         own, keys = self._plain(query, key)
         value, keys, mask = _repeat(value, query), _repeat(keys, query), _seen(mask, query, causal)
-        if self.near or self.long.method != SELF_EXTEND:
+        if self.near or self.long.extension != SELF_EXTEND:
             return scaled_dot_product_attention(own, keys, value, attn_mask=mask, scale=scale)
         one_sided = causal and mask.dtype == torch.bool
         lefts, rights, grouped = self._by_groups(query, key, one_sided)
@@ -175,7 +175,7 @@ class AttendingByPair(Attending):
             return scaled_dot_product_attention(own, keys, value, attn_mask=mask, scale=scale)
         places = np.arange(tokens)
         distances = places[None] - places[:, None]
-        if self.long.method == SELF_EXTEND:
+        if self.long.extension == SELF_EXTEND:
             distances = relative_places(tokens, *self.long.groups)
         scores = torch.empty((*query.shape[:3], tokens))
         for row, apart in enumerate(torch.from_numpy(distances)):

@@ -96,9 +96,9 @@ def _positioned(
 def _change_angles(transformer: Any, long: LongSpec | None) -> None:  # noqa: ANN401 - a transformers model
     from pipeline.encoders.rotary import check_base, slow_down
 
-    if long and long.method == NTK:
+    if long and long.extension == NTK:
         slow_down(transformer, long.factor)
-    if long and long.method == SELF_EXTEND:
+    if long and long.extension == SELF_EXTEND:
         from pipeline.encoders.selfextend import see_all
 
         check_base(transformer)

@@ -129,7 +129,7 @@ def measure(encoder: Encoder, haystack: Haystack, others: bool = True) -> dict[s
     most = encoder.spec.max_tokens
     if most > window:
         scores[method_of(encoder)] = found(
-            encoder.encode([shorten(ids, around[1], most) for ids in texts]), alone
+            encoder.encode([shorten(ids, around[1], most) for ids in texts], alone), alone
         )
     return scores
 

@@ -69,11 +69,22 @@ def _late() -> list[str]:
         return []
     said = json.loads(file.read_text(encoding="utf-8"))
     lines = [
-        f"| {row['set']} | {row['chunk']} | {row['plain']:.3f} | {row['late']:.3f} | {_signed(row['gain'])} |"
+        f"| {row['set']} | {row['chunk']} | {row['method']} | {row['ndcg@10']:.3f} | {_signed(row['over_plain'])} | "
+        f"{_signed(row['over_late'])} | {row['seconds']:.0f} |"
         for row in said["results"]["rows"]
     ]
-    head = "| set | tokens a chunk | plain | late | difference |\n|---|---|---|---|---|\n"
-    return ["## Late chunking on judged sets, nDCG@10", head + "\n".join(lines)]
+    names = ("set", "tokens a chunk", "method", "nDCG@10", "over plain", "over late", "seconds")
+    head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
+    settings = said["settings"]
+    note = (
+        f"{settings['model']}; late: the window of {settings['window']} tokens, in passes; late:pi and so on: "
+        f"{settings['longest']:,} tokens at once. "
+    ) + " ".join(
+        f"{name}: {of['documents']:,} documents, {of['long documents']} longer than the window, the longest of "
+        f"{of['longest']:,} tokens."
+        for name, of in said["dataset"]["sets"].items()
+    )
+    return ["## Late chunking on judged sets", note, head + "\n".join(lines)]
 
 
 def draw(rows: Sequence[Mapping[str, Any]]) -> str:
