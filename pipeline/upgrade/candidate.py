@@ -12,7 +12,7 @@ from pipeline.encoders import EncoderSpec, describe, prepare_encoder
 from pipeline.errors import UpgradeRefused, UsageError
 from pipeline.job import make_chunker, make_contract
 from pipeline.stores import NEXT, Store, collection, settings_like
-from pipeline.upgrade.vectors import Copier, Maker, Mapper
+from pipeline.upgrade.vectors import Carrier, as_they_are, mapped
 from pipeline.upgrade.versions import Version, Versions, moment, record
 from pipeline.versions import Bridge, CodesContract, Contract, load_bridge
 
@@ -46,22 +46,23 @@ class Target:
     settings: Settings
     bridge: Bridge | None = None
 
-    def mapper(self, serving: Version) -> Maker:
-        """What maps the vectors of the version that serves, or copies its codes; UpgradeRefused where it has none."""
+    def carrier(self, serving: Version) -> Carrier:
+        """What takes over the vectors of the version that serves, or its codes; UpgradeRefused where it has none."""
         held, codes = serving.contract, self.contract.codes
         if self.bridge is None:
             assert held.codes is not None
             assert codes is not None
-            return Copier(held.codes.vector_name, codes.fingerprint)
+            return Carrier(held.codes.vector_name, codes.fingerprint, as_they_are)
         if held.codes and not held.codes.keep_vectors:
             raise UpgradeRefused(
                 f"collection {serving.alias!r} holds codes without their vectors",
                 "Vectors, which a bridge maps",
                 "Leave --bridge out: the chunks are embedded anew",
             )
-        if codes is None:
-            return Mapper(self.bridge, held.vector_name)
-        return Mapper(self.bridge, held.vector_name, load_codes(Path(codes.folder)), codes.keep_vectors)
+        change = mapped(self.bridge)
+        if codes:
+            change = mapped(self.bridge, load_codes(Path(codes.folder)), codes.keep_vectors)
+        return Carrier(held.vector_name, self.bridge.fingerprint, change)
 
 
 def aim(
@@ -79,7 +80,9 @@ def aim(
     if not source:
         _check_chunks(versions.name, held, spec, settings, cut_by)
     if spec.version == held.encoder_version and not source:
-        if bridge:  # a command that is repeated until all is embedded; with one to another encoder it is a mistake
+        if (
+            bridge
+        ):  # a command that is repeated until all is embedded; with one to another encoder it is a mistake
             load_bridge(bridge, new_version=_plain_version(held))
         return (Way.IN_PLACE if held.compatible else Way.NOTHING), Target(spec, held, settings)
     kept = frozenset() if source else held.chunker_versions - {cut_by}

@@ -143,7 +143,7 @@ def _fill(
     done, complete = Mirrored(), False
     sides = _sides(versions, candidate, candidate.contract.encoder_versions)
     if way is Way.FAMILY:
-        done = passes.run(sides, target.mapper(versions.serving), Limits(hours=limits.hours))
+        done = passes.run(sides, target.carrier(versions.serving), Limits(hours=limits.hours))
         complete = done.equal
     if not passes.stop.is_set():
         maker = candidate.embedder(target.settings.encoder, target.settings.run.window_tokens)

@@ -116,15 +116,20 @@ class Embedder:
             self._encoder.close()
 
 
-@dataclass(frozen=True)
-class Copier:
-    """Takes codes over as they stand, for a version whose own rank beside them; `fingerprint` is that of those.
+Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""Stored rows float32[n, width] → those of another version, float32[n, new width]."""
 
-    Compatible training (`codes/compatible.py`) is what bridges: of the stored rows not a bit changes.
+
+@dataclass(frozen=True)
+class Carrier:
+    """Takes the stored vectors called `vector_name` over by a change; `fingerprint` is that of what allows it.
+
+    That is a bridge, or codes that were trained to rank beside the stored ones (`codes/compatible.py`).
     """
 
     vector_name: str
     fingerprint: str
+    change: Change
 
     maps = True
     window_tokens = 1  # never reached
@@ -143,51 +148,29 @@ class Copier:
 
     def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
         """See `Maker`."""
-        return np.stack(given)
+        return self.change(np.stack(given))
 
     def stamp(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Maker`: the version of the encoder that embedded the text stays, and the newer codes are named."""
+        """See `Maker`: the version of the encoder that embedded the text stays, and what allows it is named."""
         return {**ours, BRIDGE: self.fingerprint}
 
     def close(self) -> None:
         """See `Maker`."""
 
 
-@dataclass(frozen=True)
-class Mapper:
-    """Maps stored vectors called `vector_name` by a bridge; `binarizer`: into codes, and with `keep` vectors too."""
+def as_they_are(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The change of codes that newer ones rank beside: not a bit."""
+    return rows
 
-    bridge: Bridge
-    vector_name: str
-    binarizer: Binarizer | None = None
-    keep: bool = True
 
-    maps = True
-    window_tokens = 1  # never reached
+def mapped(bridge: Bridge, binarizer: Binarizer | None = None, keep: bool = True) -> Change:
+    """The change of vectors by a bridge; `binarizer`: into codes, and with `keep` the vectors behind them."""
 
-    def read(self, chunk: Chunk) -> NDArray[Any]:
-        """See `Maker`."""
-        return np.array(chunk.vectors[self.vector_name], np.float32)
+    def change(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        vectors: NDArray[np.float32] = bridge.documents(rows).astype(np.float32, copy=False)
+        if binarizer is None:
+            return vectors
+        codes = to_rows(binarizer.encode(vectors), binarizer.spec.bits)
+        return np.concatenate([codes, vectors], axis=1) if keep else codes
 
-    def tokens(self, given: NDArray[Any]) -> int:
-        """See `Maker`: none."""
-        return 0
-
-    def refuses(self, given: NDArray[Any]) -> Refusal | None:
-        """See `Maker`: none."""
-        return None
-
-    def make(self, given: Sequence[NDArray[Any]]) -> NDArray[np.float32]:
-        """See `Maker`."""
-        mapped: NDArray[np.float32] = self.bridge.documents(np.stack(given)).astype(np.float32, copy=False)
-        if self.binarizer is None:
-            return mapped
-        rows = to_rows(self.binarizer.encode(mapped), self.binarizer.spec.bits)
-        return np.concatenate([rows, mapped], axis=1) if self.keep else rows
-
-    def stamp(self, ours: Mapping[str, Any]) -> dict[str, Any]:
-        """See `Maker`: the version of the encoder that embedded the text stays, and the bridge is named."""
-        return {**ours, BRIDGE: self.bridge.fingerprint}
-
-    def close(self) -> None:
-        """See `Maker`."""
+    return change
