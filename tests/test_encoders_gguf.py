@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+
 import encoder_models
 import pytest
 
+from pipeline.config import EncoderConfig
+from pipeline.encoders import describe
 from pipeline.encoders.decoders import gguf as ours
-from pipeline.encoders.decoders.gguf import read_gguf
+from pipeline.encoders.decoders.gguf import loadable, read_gguf
+from pipeline.encoders.decoders.loading import load_decoder
 from pipeline.errors import EncoderError
 
 
@@ -27,6 +34,26 @@ def test_a_file_cut_within_its_tensors_says_so(whole, tmp_path, missing):
         EncoderError, match=rf"has {len(content) - missing:,} bytes.*reach to {len(content):,}"
     ):
         read_gguf(file)
+
+
+def test_what_lies_beside_a_file_says_nothing_about_it(whole, tmp_path):
+    file = tmp_path / "tiny.gguf"
+    shutil.copy(whole, file)
+    config = EncoderConfig(model=str(file), cache=str(tmp_path / "cache"))
+    before = describe(config)
+    strays = {
+        "tokenizer_config.json": {"model_max_length": 8, "tokenizer_class": "BertTokenizer"},
+        "adapter_config.json": {"peft_type": "LORA"},
+    }
+    for name, settings in strays.items():
+        (tmp_path / name).write_text(json.dumps(settings))
+
+    assert describe(config) == before
+    assert before.max_tokens == 96
+    with loadable(read_gguf(file)) as (folder, said):
+        assert os.listdir(folder) == ["tiny.gguf"]
+        assert said == {"gguf_file": "tiny.gguf"}
+    assert load_decoder(read_gguf(file)).config.num_hidden_layers == 4
 
 
 def test_the_sizes_of_tensors_are_those_of_the_formats_own_library():

@@ -123,7 +123,8 @@ def usual_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
                 "Lower it, or leave it out to take what the model's configuration says",
             )
         return asked
-    tokenizer = read_json(folder.transformer / "tokenizer_config.json", missing_ok=True)
+    beside = folder.transformer / "tokenizer_config.json"  # of a GGUF file it is another model's
+    tokenizer = {} if folder.format == "gguf" else read_json(beside, missing_ok=True)
     said = [folder.settings.get("max_seq_length"), tokenizer.get("model_max_length")]
     chosen = next((int(n) for n in said if isinstance(n, (int, float)) and 0 < n < _NO_LIMIT), None)
     return min(chosen or limit or _FALLBACK_TOKENS, limit or _NO_LIMIT)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.encoders.decoders.gguf import gguf_file
+from pipeline.encoders.decoders.gguf import loadable
 from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.elastic import slice_vectors
 from pipeline.encoders.folder import ModelFolder
@@ -177,9 +177,10 @@ def convert_tokenizer(folder: ModelFolder, file: Path) -> None:
         from transformers import AutoTokenizer
 
         try:
-            AutoTokenizer.from_pretrained(
-                str(folder.transformer), local_files_only=True, trust_remote_code=False, **gguf_file(folder)
-            ).backend_tokenizer.save(str(file))
+            with loadable(folder) as (root, reader):
+                AutoTokenizer.from_pretrained(
+                    root, local_files_only=True, trust_remote_code=False, **reader
+                ).backend_tokenizer.save(str(file))
         except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
             raise EncoderError(
                 f"no tokenizer.json in {folder.transformer}, and it cannot be made from {folder.tokenizer[0].name}: "

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib.util
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 from pipeline.encoders.folder import Head, ModelFolder, read_folder
@@ -112,18 +115,26 @@ def read_gguf(file: Path) -> ModelFolder:
     )
 
 
-def gguf_file(folder: ModelFolder) -> dict[str, Any]:
-    """What transformers' loaders want to know beside the folder where the model is a GGUF file."""
+@contextmanager
+def loadable(folder: ModelFolder) -> Iterator[tuple[str, dict[str, str]]]:
+    """The folder for transformers' loaders, and what they want to know beside it; a GGUF file is in it alone.
+
+    They would take settings of other models that lie beside it: a tokenizer_config.json adds special tokens.
+    """
     if folder.format != "gguf":
-        return {}
+        yield str(folder.transformer), {}
+        return
+    file = folder.weights[0]
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise EncoderError(
-            f"{folder.weights[0]} is a GGUF file, and {' and '.join(missing)} is not installed",
+            f"{file} is a GGUF file, and {' and '.join(missing)} is not installed",
             "The packages with which transformers reads such files",
             "pip install 'headwater[gguf]'",
         )
-    return {"gguf_file": folder.weights[0].name}
+    with TemporaryDirectory(prefix="headwater-") as alone:
+        (Path(alone) / file.name).symlink_to(file.resolve())
+        yield alone, {"gguf_file": file.name}
 
 
 def _header(stream: BinaryIO) -> tuple[dict[str, Any], int]:

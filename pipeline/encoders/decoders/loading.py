@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pipeline.encoders.decoders.gguf import gguf_file
+from pipeline.encoders.decoders.gguf import loadable
 from pipeline.encoders.folder import ModelFolder
 from pipeline.errors import EncoderError, first_line
 
@@ -21,17 +21,19 @@ def load_decoder(folder: ModelFolder) -> Any:  # noqa: ANN401 - a transformers m
     """
     from transformers import AutoModel
 
-    reader = gguf_file(folder)
     try:
-        with redirect_stderr(io.StringIO()):  # the reader of GGUF files draws a bar of its own
+        # the reader of GGUF files draws a bar of its own
+        with loadable(folder) as (root, reader), redirect_stderr(io.StringIO()):
             model, said = AutoModel.from_pretrained(
-                str(folder.transformer),
+                root,
                 **reader,
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+    except EncoderError:
+        raise
     except Exception as error:
         raise EncoderError(
             f"the checkpoint {folder.weights[0]} cannot be loaded: {first_line(error)}",
