@@ -116,8 +116,10 @@ class DecoderConfig(Section):
     start: int = Field(default=1, ge=0)
     exit: int = Field(default=0, ge=0)  # 0: after a fifth of the layers
     out_layer: int = -1  # -1: all layers; -2: all but the last, and so on
-    pooling: Literal["auto", "last", "mean", "weighted-mean", "eos"] = "auto"
-    attention: Literal["causal", "bidirectional"] = "causal"
+    pooling: Literal["auto", "last", "mean", "weighted-mean", "eos", "latent-attention", "multi-layer"] = (
+        "auto"
+    )
+    attention: Literal["auto", "causal", "bidirectional"] = "auto"
 
 
 class EncoderConfig(Section):

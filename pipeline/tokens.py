@@ -22,6 +22,9 @@ from numpy.typing import NDArray
 
 from pipeline.errors import EncoderError
 
+TEXT = "{text}"
+"""Where the text goes in a prompt; in one without it, behind it."""
+
 # White space at which every tokenizer of the sure families (`_cuts_cleanly`) ends a word. Not all that
 # `str.isspace` calls so: BERT drops \v, \f and \x1c to \x1f as control characters and joins their neighbours.
 SPACES = " \t\n\r\u00a0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
@@ -53,6 +56,8 @@ class Tokens:
 class Tokenizer:
     """A tokenizer.json and a prompt: texts to tokens, tokens to what the encoder takes. Thread-safe.
 
+    The prompt goes before every text, or around it, where TEXT stands in it.
+
     special_tokens: how many tokens `model_input` adds around a text, the prompt included.
     around: how many of them go before the text, and after it.
     cuts_cleanly: True only where a text cut at white space surely has exactly the tokens of its pieces
@@ -65,9 +70,10 @@ class Tokenizer:
         self._tokenizer = tokenizers.Tokenizer.from_str(text)
         self._tokenizer.no_truncation()  # MiniLM's file would cut at 128 tokens, silently,
         self._tokenizer.no_padding()  # and pad to 128
-        self._prompt = prompt
+        self._left, _, self._right = prompt.partition(TEXT)
         spec = json.loads(text)
-        self.cuts_cleanly = _cuts_cleanly(spec) and (not prompt or SPACE.match(prompt[-1]) is not None)
+        at_edges = (self._left[-1:], self._right[:1])
+        self.cuts_cleanly = _cuts_cleanly(spec) and all(not edge or SPACE.match(edge) for edge in at_edges)
         self._seam = _seam(spec)
         self._before, self._after = self._specials()
         self.around = len(self._before), len(self._after)
@@ -109,11 +115,14 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
         """The same of several texts, in one call of the library."""
-        encodings = self._tokenizer.encode_batch([self._prompt + text for text in texts])
+        encodings = self._tokenizer.encode_batch([f"{self._left}{text}{self._right}" for text in texts])
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def _specials(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The tokens before and after a text, found by letting the post-processor dress a letter."""
+        """The tokens before and after a text, found by letting the post-processor dress a letter.
+
+        What the prompt says behind a text is what that is behind a letter: some tokenizers begin a text with a blank.
+        """
         dressed = self._tokenizer.encode("a")
         ids = np.array(dressed.ids, dtype=np.int32)
         added = np.array(dressed.special_tokens_mask, dtype=bool)
@@ -124,13 +133,20 @@ class Tokenizer:
                 "A tokenizer that adds its special tokens before and after a text",
                 "Choose another model, or repair its tokenizer.json",
             )
-        prompt = self._tokenizer.encode(self._prompt, add_special_tokens=False).ids if self._prompt else []
-        before = np.concatenate((ids[: own[0]], np.array(prompt, dtype=np.int32)))
-        return before, ids[own[-1] + 1 :]
+        left, right = self._ids(self._left), self._ids(self._right)
+        letter, both = self._ids("a"), self._ids(f"a{self._right}")
+        if both[: len(letter)] == letter:
+            right = both[len(letter) :]
+        before = np.concatenate((ids[: own[0]], np.array(left, dtype=np.int32)))
+        return before, np.concatenate((np.array(right, dtype=np.int32), ids[own[-1] + 1 :]))
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        return ids
 
 
 def load_tokenizer(file: Path, prompt: str = "") -> Tokenizer:
-    """Load a tokenizer.json, truncation and padding reset; `prompt` goes before every text.
+    """Load a tokenizer.json, truncation and padding reset; `prompt` goes before every text, or around it.
 
     Raises EncoderError where the file cannot be read, or is not a tokenizer.
     """

@@ -108,6 +108,95 @@ def tiny_decoder(folder: Path, **changes: Any) -> Path:
     return folder
 
 
+def tiny_nvembed(folder: Path, latents: int = 6, heads: int = 2, width: int = 5) -> Path:
+    """An NV-Embed checkpoint as it is saved: two layers, random weights in bfloat16, two files, code that is missing.
+
+    Its window of four tokens and its base of rotary angles show whether its settings are taken as they are meant.
+    """
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    shape = _shape("Qwen3") | {"rope_theta": 500.0, "sliding_window": 4, "eos_token_id": 1011}
+    torch.manual_seed(0)
+    transformer = transformers.MistralModel(transformers.MistralConfig.from_dict(shape))
+    settings = transformer.config.to_dict() | shape | {"model_type": "bidir_mistral"}
+    del settings["rope_parameters"]
+    parts = {
+        "embedding_model": transformer.state_dict(),
+        "latent_attention_model": cross_attention(WIDTH, latents, heads * width),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"model-0000{number}-of-00002.safetensors" for number in (1, 2)]
+    weight_map = {}
+    for file, (prefix, tensors) in zip(names, parts.items(), strict=True):
+        stored = {f"{prefix}.{name}": value.to(torch.bfloat16) for name, value in tensors.items()}
+        save_file(stored, folder / file, {"format": "pt"})
+        weight_map |= dict.fromkeys(stored, file)
+    pooling = {"num_latents_value": latents, "num_cross_heads": heads, "cross_dim_head": width}
+    config = {
+        "architectures": ["NVEmbedModel"],
+        "auto_map": {"AutoModel": "modeling_nvembed.NVEmbedModel"},
+        "model_type": "nvembed",
+        "hidden_size": WIDTH,
+        "add_eos": True,
+        "is_mask_instruction": True,
+        "mask_type": "b",
+        "padding_side": "right",
+        "latent_attention_config": {"model_type": "latent_attention", **pooling},
+        "text_config": settings | {"architectures": ["MistralModel"]},
+    }
+    files = {
+        "config.json": config,
+        "model.safetensors.index.json": {"metadata": {}, "weight_map": weight_map},
+        "modules.json": modules("", "Transformer", "1_Pooling", "Pooling", "2_Normalize", "Normalize"),
+        "1_Pooling/config.json": {"pooling_mode_mean_tokens": True, "include_prompt": False},
+        "tokenizer.json": _begun(json.loads((models.package_folder() / "tokenizer.json").read_text())),
+    }
+    return settings_folder(
+        folder, **dict.fromkeys(("model.safetensors", "sentence_bert_config.json")), **files
+    )
+
+
+def tiny_multi_layer(folder: Path, latents: int = 3, layers: int = 5) -> Path:
+    """A `tiny_decoder` with the weights of a multi-layer pooling for models of up to so many layers beside it."""
+    import torch
+    from safetensors.torch import save_file
+
+    tiny_decoder(folder)
+    tensors = cross_attention(WIDTH, latents, 32 * 2) | {"pos_emb.weight": torch.randn(layers, WIDTH)}
+    save_file(tensors, folder / "attn_pool.safetensors")
+    return folder
+
+
+def cross_attention(hidden: int, latents: int, inner: int) -> dict[str, Any]:
+    """The tensors of a trained pooling, under the names that both kinds have, drawn at random."""
+    import torch
+
+    torch.manual_seed(1)
+    attention, feed_forward = "cross_attend_blocks.0", "cross_attend_blocks.1"
+    shapes = {
+        "latents": (latents, hidden),
+        f"{attention}.fn.to_q.weight": (inner, hidden),
+        f"{attention}.fn.to_kv.weight": (2 * inner, hidden),
+        f"{attention}.fn.to_out.weight": (hidden, inner),
+        f"{feed_forward}.fn.net.0.weight": (8 * hidden, hidden),
+        f"{feed_forward}.fn.net.0.bias": (8 * hidden,),
+        f"{feed_forward}.fn.net.2.weight": (hidden, 4 * hidden),
+        f"{feed_forward}.fn.net.2.bias": (hidden,),
+    }
+    for norm in (f"{attention}.norm", f"{attention}.norm_context", f"{feed_forward}.norm"):
+        shapes |= {f"{norm}.weight": (hidden,), f"{norm}.bias": (hidden,)}
+    return {name: torch.randn(shape) * (1.0 if name == "latents" else 0.4) for name, shape in shapes.items()}
+
+
+def _begun(definition: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer that puts a token before a text and none behind it, as those of most language models do."""
+    template = definition["post_processor"]
+    template["single"] = template["single"][:2]
+    return definition
+
+
 def write_gguf(checkpoint: Path, file: Path, leave_out: str = "") -> Path:
     """The weights of a `tiny_decoder` as a GGUF file, without a tokenizer; `leave_out` names a tensor."""
     import gguf

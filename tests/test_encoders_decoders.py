@@ -18,17 +18,19 @@ from typer.testing import CliRunner
 from pipeline.cli.app import app
 from pipeline.config import DecoderConfig, EncoderConfig, Settings, StoreConfig
 from pipeline.encoders import Encoder, check, describe, export, load_encoder
-from pipeline.encoders.decoders.gguf import read_gguf, read_model
+from pipeline.encoders.decoders.gguf import read_gguf
 from pipeline.encoders.decoders.loading import load_decoder
 from pipeline.encoders.decoders.magnitudes import large_values
 from pipeline.encoders.decoders.prepending import shorten
 from pipeline.encoders.decoders.prompts import PROMPTS, templates_of
+from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.reference import hidden_states, vectors
 from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.decoders.wording import Wording, word, worded
 from pipeline.encoders.exported import GRAPH, read_manifest
 from pipeline.encoders.fp16 import to_fp16
 from pipeline.encoders.parity import pad
+from pipeline.encoders.running import Runner
 from pipeline.encoders.runtime import open_session
 from pipeline.errors import EncoderError, UsageError
 from pipeline.job import make_contract
@@ -292,7 +294,8 @@ def test_the_vectors_of_several_prompts_are_averaged(decoder_folder, definition)
         seen.extend(tuple(row[kept > 0]) for row, kept in zip(ids, mask, strict=True))
         return np.concatenate([raw / np.linalg.norm(raw, axis=1, keepdims=True), raw], axis=1)
 
-    encoder = Encoder(replace(spec, dims=2), run, (tokenizer, tokenizer), 0, "cpu", 4096, wording=wording)
+    runner, tokenizers = Runner(run, 0, 4096), (tokenizer, tokenizer)
+    encoder = Encoder(replace(spec, dims=2), runner, tokenizers, "cpu", wording=wording)
     (got,) = encoder.encode([tokenizer.encode("rivers and hills")])
 
     body = tuple(tokenizer.tokenize("rivers and hills").ids)
@@ -323,6 +326,7 @@ def test_layers_that_the_model_does_not_have_are_refused(decoder_folder, setting
 def test_settings_of_a_decoder_are_refused_for_an_encoder(tiny_model, decoder_folder):
     with pytest.raises(UsageError, match="says itself what its states become"):
         described(tiny_model, prompt="prompteol")
+    assert described(tiny_model, attention="causal").decoder is None
     with pytest.raises(UsageError, match=r"encoder.decoder.out_layer = 2"):
         describe(EncoderConfig(model=str(decoder_folder), layers=2, decoder=DecoderConfig(pooling="last")))
 

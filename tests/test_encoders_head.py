@@ -26,7 +26,7 @@ def run(head, opset, states=STATES, mask=MASK, kind=TensorProto.FLOAT):
     node = helper.make_node("Identity", ["given"], ["states"])
     body = helper.make_graph([node], "body", [value, attention], [value])
     model = helper.make_model(body, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
-    append_head(model, "states", head)
+    append_head(model, ["states"], head)
     onnx.checker.check_model(model)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run([OUTPUT], {"given": states, "attention_mask": mask})[0]

@@ -98,7 +98,7 @@ def test_a_clean_tokenizer_gives_a_text_the_tokens_of_its_pieces(text):
 @settings(max_examples=100)
 @given(texts)
 def test_model_input_is_what_the_post_processor_makes(text):
-    for prompt in ("", "query: "):
+    for prompt in PROMPTED:
         tokenizer = mini_lm_with(prompt)
         made = tokenizer.model_input(tokenizer.tokenize(text).ids)
         assert made.dtype == np.int32
@@ -106,7 +106,7 @@ def test_model_input_is_what_the_post_processor_makes(text):
         assert len(made) == len(in_one_go(tokenizer, text).ids) + tokenizer.special_tokens
 
 
-PROMPTED = {"": MINI_LM, "query: ": mini_lm("query: ")}
+PROMPTED = {prompt: mini_lm(prompt) for prompt in ("", "query: ", "asked: {text}\nanswered:")}
 
 
 def mini_lm_with(prompt: str) -> Tokenizer:
@@ -118,12 +118,30 @@ def test_special_tokens_count_the_prompt():
     assert (FAMILIES["byte_level"].special_tokens, FAMILIES["metaspace"].special_tokens) == (2, 1)
 
 
+@pytest.mark.parametrize("plain", FAMILIES.values(), ids=FAMILIES)
+def test_examples_and_what_stands_behind_a_query_are_said_as_one_text(plain):
+    """As FlagEmbedding puts a query for bge-en-icl together: examples, task and query, and an open response."""
+    task = "<instruct>Given a question, retrieve passages that answer it.\n<query>"
+    shots = [("what is a fox", "A fox is quick and brown."), ("what is a list", "A list has a heading.")]
+    before = "\n\n".join(f"{task}{query}\n<response>{response}" for query, response in shots) + f"\n\n{task}"
+    asking = Tokenizer(plain._tokenizer.to_str().encode(), f"{before}{{text}}\n<response>")
+
+    for query in ("a lazy dog", "日本語", "so: ..."):
+        assert asking.encode(query).tolist() == plain.encode(f"{before}{query}\n<response>").tolist()
+
+    behind = asking.model_input(asking.tokenize("lazy dog " * 90).ids[:4]).tolist()[-asking.around[1] :]
+    assert behind == asking.encode("lazy dog").tolist()[-asking.around[1] :]
+    assert asking.around[1] > plain.around[1]
+
+
 def test_only_sure_families_cut_cleanly():
     clean = {name: tokenizer.cuts_cleanly for name, tokenizer in FAMILIES.items()}
     assert clean == {"word_piece": True, "byte_level": False, "metaspace": False}
     assert MINI_LM.cuts_cleanly
     assert mini_lm("query: ").cuts_cleanly
     assert not mini_lm("query").cuts_cleanly  # the text's first word would join it
+    assert mini_lm("asked: {text}\nanswered:").cuts_cleanly
+    assert not mini_lm("asked: {text}:").cuts_cleanly
 
 
 def test_an_added_token_with_a_space_is_not_cut_cleanly():

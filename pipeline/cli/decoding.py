@@ -38,10 +38,15 @@ OutLayer = Annotated[
     typer.Option("--out-layer", help="Whose states become the vector; -1: all layers, -2: all but one."),
 ]
 Pooling = Annotated[
-    str | None, typer.Option("--pooling", help="auto, last, mean, weighted-mean or eos.", metavar="POOLING")
+    str | None,
+    typer.Option(
+        "--pooling",
+        help="auto, last, mean, weighted-mean, eos, or with weights of its own latent-attention or multi-layer.",
+        metavar="POOLING",
+    ),
 ]
 Attention = Annotated[
-    str | None, typer.Option("--attention", help="causal or bidirectional.", metavar="MASK")
+    str | None, typer.Option("--attention", help="auto, causal or bidirectional.", metavar="MASK")
 ]
 
 

@@ -11,12 +11,12 @@ long        texts beyond a model's window: which methods it allows; extended, ro
             pieces: windows; late: chunks out of whole documents
 stock       a model as torch runs it: loaded, its vectors, its tokenizer
 exporting   transformer → ONNX graph by torch; graph: an ONNX graph that the folder brings
-head        pooling, dense layers and normalisation inside the graph
+head        pooling, dense layers and normalisation inside the graph; writer: how its nodes are written
 fp16, int8  the transformer's graph at another precision
 parity      the gate: an exported graph must reproduce the model it was made from
 coded       codes: a binarizer behind the graph
 space       an affine map behind the vectors, fitted on a sample; spaced: encoders with one
-decoders/   encoders out of decoder-only language models: prompts, Token Prepending, GGUF files
+decoders/   encoders out of decoder-only language models: prompts, Token Prepending, trained poolings, GGUF files
 prepare     graphs exported into the cache or a folder of their own, built once, behind the gate
 checking    an exported encoder held to the model it was made from
 batching    length-sorted batches under a token budget

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
-from pipeline.encoders.decoders.wording import slot_of
+from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.exported import GRAPH, TOKENIZER, is_exported, read_exported, read_manifest
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import Inputs, compare, passes
@@ -41,7 +41,7 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
     plain = EncoderSpec.read(manifest["plain"], spec.source) if space else spec
     check_source(plain, config)
     inputs = probe(load_tokenizer(folder / TOKENIZER), manifest["vocabulary"], manifest["pad_id"], plain)
-    reference = vectors_of(plain, inputs, space, slot_of(manifest))
+    reference = vectors_of(plain, inputs, space, Wording.read(manifest))
     rows = []
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))
@@ -60,11 +60,11 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
 
 
 def vectors_of(
-    plain: EncoderSpec, inputs: Inputs, space: Space | None, slot: int
+    plain: EncoderSpec, inputs: Inputs, space: Space | None, wording: Wording | None
 ) -> list[NDArray[np.floating]]:
     """The vectors of these inputs by an encoder's model itself, in a space where there is one: float[n, dims] each.
 
-    `slot` is the id of the token that a prompt leaves for its last one's state, -1 for none.
+    `wording` is what goes around a language model's texts.
     """
     source = model_of(plain)
     if space and plain.normalised:
@@ -76,5 +76,5 @@ def vectors_of(
     else:
         from pipeline.encoders.stock import load_stock, stock_vectors
 
-        vectors = stock_vectors(load_stock(source, plain, slot), source, plain, inputs)
+        vectors = stock_vectors(load_stock(source, plain, wording), source, plain, inputs)
     return [space.apply(each) for each in vectors] if space else vectors

@@ -11,17 +11,18 @@ from typing import Any
 
 from pipeline.codes import load_codes
 from pipeline.config import EncoderConfig
-from pipeline.encoders.decoders.gguf import read_model
+from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.spec import as_encoder, describe_decoder
 from pipeline.encoders.elastic import check_layers, dims_of, sliced
 from pipeline.encoders.exported import check_settings, is_exported, read_exported
-from pipeline.encoders.folder import Layer, ModelFolder, Slice, read_json
+from pipeline.encoders.folder import Head, Layer, ModelFolder, Slice, read_json
 from pipeline.encoders.hashes import hash_file, hash_json
 from pipeline.encoders.locate import Located, locate
 from pipeline.encoders.long import LATE, PLAIN, describe_long, methods_of
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import UsageError
+from pipeline.tokens import TEXT
 
 # In config.json, but without a say in what a forward pass computes.
 _VOLATILE = {
@@ -75,7 +76,7 @@ def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
         weights=hash_json([hash_file(file, remembered) for file in folder.weights]),
         tokenizer=_hash_tokenizer(folder, remembered),
         config=hash_json({key: value for key, value in folder.config.items() if key not in _VOLATILE}),
-        modules=(*folder.head.pooling, *(_layer_name(layer, remembered) for layer in folder.head.layers)),
+        modules=_modules(folder.head, remembered),
         document_prompt=_prompt(folder, config.document_prompt, ("document", "passage", "corpus")),
         query_prompt=_prompt(folder, config.query_prompt, ("query",)),
         max_tokens=max_tokens,
@@ -133,6 +134,12 @@ def usual_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
 def _prompt(folder: ModelFolder, asked: str | None, names: tuple[str, ...]) -> str:
     """What the user set, else the model's own prompt of the first of these names, else its default prompt."""
     if asked is not None:
+        if asked.count(TEXT) > 1:
+            raise UsageError(
+                f"a prompt with {asked.count(TEXT)} places for the text: {asked!r}",
+                f"{TEXT} once, or not at all: then the text comes behind the prompt",
+                "Leave out the others",
+            )
         return asked
     names = (*names, folder.default_prompt)
     return next((folder.prompts[name] for name in names if name in folder.prompts), "")
@@ -158,6 +165,13 @@ def _content(file: Path) -> str:
 def _hash_definition(file: Path, lowercase: bool, content: str) -> str:
     """Remembered by the `content` of the file: canonical JSON takes 0.1 s a megabyte, and a run asks several times."""
     return hash_json(tokenizer_definition(file, lowercase))
+
+
+def _modules(head: Head, remembered: Path) -> tuple[str, ...]:
+    trained = head.trained
+    weights = [hash_file(file, remembered) for file in trained.files] if trained else []
+    names = [f"{trained.kind}:{hash_json([trained.heads, trained.prompt, weights])}"] if trained else []
+    return (*names, *head.pooling, *(_layer_name(layer, remembered) for layer in head.layers))
 
 
 def _layer_name(layer: Layer, remembered: Path) -> str:

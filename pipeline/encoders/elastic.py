@@ -27,7 +27,12 @@ def dims_of(folder: ModelFolder) -> int:
             return layer.out_features
         if isinstance(layer, Slice):
             return layer.dims
-    return _number(folder, _HIDDEN, "hidden size") * len(folder.head.pooling)
+    return hidden_of(folder) * len(folder.head.pooling)
+
+
+def hidden_of(folder: ModelFolder) -> int:
+    """The length of a token's state."""
+    return _number(folder, _HIDDEN, "hidden size")
 
 
 def sliced(folder: ModelFolder, dims: int) -> ModelFolder:
@@ -43,7 +48,7 @@ def sliced(folder: ModelFolder, dims: int) -> ModelFolder:
         )
     layers = folder.head.layers
     end = len(layers) - 1 if layers and layers[-1] == "normalize" else len(layers)
-    return replace(folder, head=Head(folder.head.pooling, (*layers[:end], Slice(dims), *layers[end:])))
+    return replace(folder, head=replace(folder.head, layers=(*layers[:end], Slice(dims), *layers[end:])))
 
 
 def check_layers(folder: ModelFolder, layers: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from pipeline.encoders.elastic import keep_layers
+from pipeline.encoders.decoders.wording import Wording
+from pipeline.encoders.elastic import keep_layers, layers_in
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
 from pipeline.encoders.parity import Inputs
@@ -31,16 +32,37 @@ Start = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def from_torch(
-    folder: ModelFolder, spec: EncoderSpec, inputs: Inputs, slot: int
-) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
-    """The transformer's graph, the name of its token states, and the vectors of these inputs by the model itself.
+    folder: ModelFolder, spec: EncoderSpec, inputs: Inputs, wording: Wording | None
+) -> tuple[onnx.ModelProto, Sequence[str], list[NDArray[np.floating]]]:
+    """The transformer's graph, the names of its token states, and the vectors of these inputs by the model itself.
 
-    `slot` is the id of the token that a prompt leaves for its last one's state, -1 for none.
+    `wording` is what goes around a language model's texts. States are those of the last layer, or, where the model's
+    pooling takes all of them, those of each, in order.
     """
-    stock = load_stock(folder, spec, slot)
+    stock = load_stock(folder, spec, wording)
     reference = stock_vectors(stock, folder, spec, inputs)
-    start = _change(stock.transformer, folder, spec, slot)
-    return _export_body(stock.transformer, folder, start), _STATES, reference
+    start = _change(stock.transformer, folder, spec, wording.slot if wording else -1)
+    layers: list[torch.Tensor] | None = None
+    names: list[str] = [_STATES]
+    if folder.head.trained and folder.head.trained.kind == "multi-layer":
+        layers = _keep_states(stock.transformer)
+        names = [f"{_STATES}.{layer}" for layer in range(1, len(layers_in(stock.transformer)) + 1)]
+    graph = _export_body(stock.transformer, folder, start, names, layers)
+    return graph, names, reference
+
+
+def _keep_states(transformer: Any) -> list[torch.Tensor]:  # noqa: ANN401 - a transformers model
+    """A list that holds, behind each forward pass, what came out of its layers."""
+    kept: list[torch.Tensor] = []
+
+    def keep(
+        _layer: torch.nn.Module, _inputs: object, found: torch.Tensor | tuple[torch.Tensor, ...]
+    ) -> None:
+        kept.append(found[0] if isinstance(found, tuple) else found)
+
+    for layer in layers_in(transformer):
+        layer.register_forward_hook(keep)
+    return kept
 
 
 def _change(transformer: Any, folder: ModelFolder, spec: EncoderSpec, slot: int) -> Start:  # noqa: ANN401
@@ -72,21 +94,32 @@ def _extend(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> Start: 
     return extend_rotary(transformer, spec.long, spec.max_tokens).start
 
 
-def _export_body(transformer: Any, folder: ModelFolder, start: Start) -> onnx.ModelProto:  # noqa: ANN401
-    """token_embeddings float32[n, length, hidden]; both dimensions of the inputs stay free."""
+def _export_body(
+    transformer: Any,  # noqa: ANN401 - a transformers model
+    folder: ModelFolder,
+    start: Start,
+    names: Sequence[str],
+    layers: list[torch.Tensor] | None,
+) -> onnx.ModelProto:
+    """Token states float32[n, length, hidden] under these names; both dimensions of the inputs stay free.
+
+    `layers`: where a forward pass leaves what came out of each layer, if all of them are wanted.
+    """
     import torch
 
     class States(torch.nn.Module):
-        """The transformer with two inputs and one output; token type ids are zeros made inside."""
+        """The transformer with two inputs; token type ids are zeros made inside."""
 
         def __init__(self) -> None:
             super().__init__()
             self.transformer = transformer
 
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            if layers:
+                layers.clear()
             mask = start(input_ids, attention_mask)
-            states: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=mask)[0]
-            return states
+            last: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=mask)[0]
+            return (*layers[:-1], last) if layers else (last,)  # behind the last layer comes the final norm
 
     ids = torch.arange(33).reshape(3, 11)
     mask = torch.ones_like(ids)
@@ -94,7 +127,7 @@ def _export_body(transformer: Any, folder: ModelFolder, start: Start) -> onnx.Mo
     with quiet(), torch.inference_mode():
         try:
             # a fresh wrapper is in training mode, and export would leave dropout on
-            return _to_onnx(States().eval(), (ids, mask))
+            return _to_onnx(States().eval(), (ids, mask), names)
         except Exception as error:
             raise EncoderError(
                 f"the model in {folder.root} ({folder.config['model_type']}) cannot be exported: {first_line(error)}",
@@ -103,7 +136,9 @@ def _export_body(transformer: Any, folder: ModelFolder, start: Start) -> onnx.Mo
             ) from error
 
 
-def _to_onnx(module: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor]) -> onnx.ModelProto:
+def _to_onnx(
+    module: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor], names: Sequence[str]
+) -> onnx.ModelProto:
     import onnxscript.optimizer
     import torch
 
@@ -114,7 +149,7 @@ def _to_onnx(module: torch.nn.Module, inputs: tuple[torch.Tensor, torch.Tensor])
         dynamo=True,
         opset_version=_OPSET,
         input_names=list(INPUTS),
-        output_names=[_STATES],
+        output_names=list(names),
         dynamic_shapes={name: shape for name in INPUTS},
         verbose=False,
         optimize=False,  # its fusion of rotary embeddings fails for batches of more than one row

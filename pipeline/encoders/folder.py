@@ -63,11 +63,28 @@ Layer = Dense | Slice | Literal["normalize"]
 
 
 @dataclass(frozen=True)
+class TrainedPooling:
+    """A pooling with weights of its own, and the files that hold them, under names that begin with `prefix`.
+
+    latent-attention: each token state looks at the latents before they are pooled (NV-Embed, arXiv 2405.17428, §3.1).
+    multi-layer: the latents look at what the states of each layer were pooled to (arXiv 2409.02727, §3.3).
+    heads: of the attention between states and latents. prompt: whether the tokens of a prompt are pooled too.
+    """
+
+    kind: Literal["latent-attention", "multi-layer"]
+    files: tuple[Path, ...]
+    prefix: str
+    heads: int
+    prompt: bool = True
+
+
+@dataclass(frozen=True)
 class Head:
-    """What happens to token states: pooling modes (concatenated), then layers in order."""
+    """What happens to token states: pooling modes (concatenated), then layers in order; `trained` says what is more."""
 
     pooling: tuple[str, ...]
     layers: tuple[Layer, ...]
+    trained: TrainedPooling | None = None
 
 
 @dataclass(frozen=True)
@@ -130,20 +147,27 @@ def read_folder(root: Path) -> ModelFolder:
         )
     config = read_json(transformer / "config.json")
     _refuse_code(root, config)
-    kind, weights = _find_weights(transformer)
-    prompts = read_json(root / "config_sentence_transformers.json", missing_ok=True)
+    kind, weights = find_weights(transformer)
+    prompts, default = read_prompts(root)
     return ModelFolder(
         root=root,
         transformer=transformer,
         format=kind,
         weights=weights,
-        tokenizer=_find_tokenizer(transformer),
+        tokenizer=find_tokenizer(transformer),
         config=config,
         settings=read_json(transformer / "sentence_bert_config.json", missing_ok=True),
-        prompts={str(k): str(v) for k, v in (prompts.get("prompts") or {}).items()},
-        default_prompt=str(prompts.get("default_prompt_name") or ""),
+        prompts=prompts,
+        default_prompt=default,
         head=_read_head(root, modules[1:]) if modules[1:] else Head((_usual_pooling(config),), ()),
     )
+
+
+def read_prompts(root: Path) -> tuple[dict[str, str], str]:
+    """A model's own prompts by name, and the name of the one that it takes where none is asked for, or ""."""
+    said = read_json(root / "config_sentence_transformers.json", missing_ok=True)
+    prompts = {str(name): str(text) for name, text in (said.get("prompts") or {}).items()}
+    return prompts, str(said.get("default_prompt_name") or "")
 
 
 def read_json(file: Path, missing_ok: bool = False) -> dict[str, Any]:
@@ -267,7 +291,7 @@ def _read_dense(folder: Path) -> Dense:
     )
 
 
-def _find_weights(folder: Path) -> tuple[Literal["safetensors", "onnx"], tuple[Path, ...]]:
+def find_weights(folder: Path) -> tuple[Literal["safetensors", "onnx"], tuple[Path, ...]]:
     """The files that hold the weights: one safetensors file, its shards, or an ONNX graph with what it points at."""
     if (folder / "model.safetensors").is_file():
         return "safetensors", (folder / "model.safetensors",)
@@ -326,7 +350,7 @@ def _needs_code(root: Path, why: str) -> EncoderError:
     )
 
 
-def _find_tokenizer(folder: Path) -> tuple[Path, ...]:
+def find_tokenizer(folder: Path) -> tuple[Path, ...]:
     """tokenizer.json alone where there is one, else everything it can be made from."""
     if (folder / "tokenizer.json").is_file():
         return (folder / "tokenizer.json",)

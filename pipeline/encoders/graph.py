@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,8 @@ _TYPES = "token_type_ids"
 
 def from_graph(
     folder: ModelFolder, inputs: Inputs
-) -> tuple[onnx.ModelProto, str, list[NDArray[np.floating]]]:
-    """The folder's graph, the name of its token states, and the vectors of these inputs by numpy.
+) -> tuple[onnx.ModelProto, Sequence[str], list[NDArray[np.floating]]]:
+    """The folder's graph, the name of its token states alone, and the vectors of these inputs by numpy.
 
     Token type ids become zeros inside the graph. Raises EncoderError for a graph with other inputs or outputs.
     """
@@ -32,7 +33,7 @@ def from_graph(
     reference = _vectors(folder, bare, states, inputs)
     if any(value.name == _TYPES for value in model.graph.input):
         _zero_token_types(model)
-    return model, states, reference
+    return model, (states,), reference
 
 
 def by_graph(folder: ModelFolder, inputs: Inputs) -> list[NDArray[np.floating]]:

@@ -98,9 +98,9 @@ def methods_of(folder: ModelFolder, positions: Positions) -> tuple[str, ...]:
 
 def pools_late(folder: ModelFolder) -> bool:
     """Whether a model's vector is the mean of its token states, as far as late chunking is concerned."""
-    return folder.head.pooling == ("mean",) and not any(
-        isinstance(layer, Dense) for layer in folder.head.layers
-    )
+    head = folder.head
+    more = head.trained is not None or any(isinstance(layer, Dense) for layer in head.layers)
+    return head.pooling == ("mean",) and not more
 
 
 def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tuple[LongSpec | None, int]:

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from pipeline.codes import load_codes
 from pipeline.config import EncoderConfig
-from pipeline.encoders.decoders.gguf import read_model
+from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.spec import DecoderSpec, as_encoder
-from pipeline.encoders.decoders.wording import Wording, word, worded
+from pipeline.encoders.decoders.wording import Wording, leave_out, word, worded
 from pipeline.encoders.describe import cache_folder, codes_folder, describe, tokenizer_definition
 from pipeline.encoders.elastic import sliced
 from pipeline.encoders.exported import (
@@ -35,14 +35,14 @@ from pipeline.encoders.exported import (
     is_whole,
     read_manifest,
 )
-from pipeline.encoders.folder import ModelFolder
+from pipeline.encoders.folder import ModelFolder, read_json
 from pipeline.encoders.hashes import write_whole
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError, UsageError
-from pipeline.tokens import Tokenizer, load_tokenizer
+from pipeline.tokens import TEXT, Tokenizer, load_tokenizer
 
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxscript", "numpy")
 _SAMPLES = (
@@ -194,9 +194,18 @@ def write_tokenizer(folder: ModelFolder, decoder: DecoderSpec | None, file: Path
     return wording
 
 
-def check_room(tokenizer: Tokenizer, prompt: str, most: int) -> None:
+def _wording(folder: ModelFolder, spec: EncoderSpec, file: Path) -> Wording | None:
+    """Write tokenizer.json; returns what a language model's manifest says of its prompts."""
+    wording = write_tokenizer(folder, spec.decoder, file)
+    if wording is None or folder.head.trained is None or folder.head.trained.prompt:
+        return wording
+    prompts = (spec.document_prompt, spec.query_prompt)
+    return replace(wording, left_out=leave_out(read_json(file), prompts))
+
+
+def check_room(tokenizer: Tokenizer, most: int) -> None:
     """Raise UsageError where a row of `most` tokens has no place for a text beside the prompt."""
-    taken = tokenizer.special_tokens + len(tokenizer.tokenize(prompt).ids)
+    taken = tokenizer.special_tokens
     if taken >= most:
         raise UsageError(
             f"special tokens and prompt of {taken} tokens, and a row of the model takes {most}",
@@ -219,20 +228,19 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
 
     check_source(spec, config)
     folder = model_of(spec)
-    wording = write_tokenizer(folder, spec.decoder, building / TOKENIZER)
-    tokenizer = load_tokenizer(building / TOKENIZER)
+    wording = _wording(folder, spec, building / TOKENIZER)
     for prompt in (spec.document_prompt, spec.query_prompt):
-        check_room(tokenizer, prompt, spec.longest_row)
-    inputs = probe(tokenizer, folder.vocabulary, folder.pad_id, spec)
+        check_room(load_tokenizer(building / TOKENIZER, prompt), spec.longest_row)
+    inputs = probe(load_tokenizer(building / TOKENIZER), folder.vocabulary, folder.pad_id, spec)
     if folder.format == "onnx":
         graph, states, reference = from_graph(folder, inputs)
     else:
-        graph, states, reference = from_torch(folder, spec, inputs, wording.slot if wording else -1)
+        graph, states, reference = from_torch(folder, spec, inputs, wording)
     if spec.precision == "fp16":
         to_fp16(graph, large_values(graph, inputs) if spec.decoder else ())
     elif spec.precision == "int8":
         to_int8(graph, inputs)
-    append_head(graph, states, folder.head, beside=output_beside(spec))
+    append_head(graph, states, folder.head, output_beside(spec), wording.left_out if wording else ())
     save_graph(graph, building / GRAPH)
     figures = {}
     for name, optimise in (("exported", False), ("optimised", True)):
@@ -275,6 +283,10 @@ def _as_json(figures: dict[str, Figures]) -> dict[str, Any]:
 def probe(tokenizer: Tokenizer, vocabulary: int, pad_id: int, spec: EncoderSpec) -> Inputs:
     """The gate's inputs for an encoder: ordinary text, random tokens, and lengths about the model's own window."""
     samples = [tokenizer.encode(text) for text in _SAMPLES]
+    if spec.decoder and spec.query_prompt:  # which may be left out of the mean
+        prompt = tokenizer.tokenize(spec.query_prompt.partition(TEXT)[0]).ids
+        asked = [np.concatenate([prompt, tokenizer.tokenize(text).ids]) for text in _SAMPLES[:2]]
+        samples += [tokenizer.model_input(ids) for ids in asked]
     most = vocabulary or 1 + max(int(sample.max()) for sample in samples)
     window = spec.long.window if spec.long and spec.long.extension else 0
     return probes(samples, most, pad_id, spec.longest_row, window)

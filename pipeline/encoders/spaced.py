@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders.checking import vectors_of
-from pipeline.encoders.decoders.wording import slot_of
+from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, is_exported, read_manifest
 from pipeline.encoders.locate import locate
@@ -125,7 +125,7 @@ def _write(plain: EncoderSpec, space: Space, prepared: Path, building: Path) -> 
     save_graph(graph, building / GRAPH)
     manifest = read_manifest(prepared)
     inputs = probe(load_tokenizer(building / TOKENIZER), manifest["vocabulary"], manifest["pad_id"], plain)
-    reference = vectors_of(plain, inputs, space, slot_of(manifest))
+    reference = vectors_of(plain, inputs, space, Wording.read(manifest))
     figures: dict[str, Figures] = {}
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))

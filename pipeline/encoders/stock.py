@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.encoders.decoders.gguf import loadable
 from pipeline.encoders.decoders.spec import DecoderSpec
+from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.elastic import slice_vectors
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.long import NTK, SELF_EXTEND, LongSpec
@@ -41,16 +42,17 @@ class Stock:
     vectors: Run
 
 
-def load_stock(folder: ModelFolder, spec: EncoderSpec, slot: int) -> Stock:
+def load_stock(folder: ModelFolder, spec: EncoderSpec, wording: Wording | None) -> Stock:
     """Load a model, with other rotary angles where the spec asks for them.
 
-    `slot` is the id of the token that a prompt leaves for its last one's state, -1 for none. Raises EncoderError for a
-    model that cannot be loaded, or not with those angles.
+    `wording` is what goes around a language model's texts. Raises EncoderError for a model that cannot be loaded, or
+    not with those angles.
     """
     with quiet():
-        stock = (
-            _load_decoder(folder, spec.decoder, slot) if spec.decoder else _load_encoder(folder, spec.layers)
-        )
+        if spec.decoder and wording:
+            stock = _load_decoder(folder, spec.decoder, wording)
+        else:
+            stock = _load_encoder(folder, spec.layers)
     _change_angles(stock.transformer, spec.long)
     return stock
 
@@ -105,14 +107,18 @@ def _change_angles(transformer: Any, long: LongSpec | None) -> None:  # noqa: AN
         see_all(transformer)
 
 
-def _load_decoder(folder: ModelFolder, decoder: DecoderSpec, slot: int) -> Stock:
+def _load_decoder(folder: ModelFolder, decoder: DecoderSpec, wording: Wording) -> Stock:
     from pipeline.encoders.decoders import reference
     from pipeline.encoders.decoders.loading import load_decoder
 
-    transformer, unit = load_decoder(folder), "normalize" in folder.head.layers
+    transformer, head = load_decoder(folder), folder.head
+    unit = "normalize" in head.layers
+    weights = reference.Weights.load(head.trained) if head.trained else None
 
     def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.floating]:
-        return reference.vectors(transformer, decoder, slot, ids, mask, unit)
+        if weights:
+            return reference.trained_vectors(transformer, decoder, wording.left_out, weights, ids, mask, unit)
+        return reference.vectors(transformer, decoder, wording.slot, ids, mask, unit)
 
     return Stock(transformer, run)
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
-from pipeline.encoders.folder import Head, ModelFolder, read_folder
+from pipeline.encoders.folder import Head, ModelFolder
 from pipeline.errors import EncoderError
 
 SUFFIX = ".gguf"
@@ -48,12 +48,6 @@ _TOKENS = {
     "tokenizer.ggml.eos_token_id": "eos_token_id",
     "tokenizer.ggml.padding_token_id": "pad_token_id",
 }
-
-
-def read_model(root: Path) -> ModelFolder:
-    """Read a GGUF file, a folder with one, or any other model's folder. Raises EncoderError as `read_folder` does."""
-    file = find_gguf(root)
-    return read_gguf(file) if file else read_folder(root)
 
 
 def find_gguf(root: Path) -> Path | None:

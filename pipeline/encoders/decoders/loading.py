@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from pipeline.encoders.decoders.gguf import loadable
+from pipeline.encoders.decoders.nvembed import transformer_arguments
 from pipeline.encoders.folder import ModelFolder
 from pipeline.errors import EncoderError, first_line
 
@@ -27,6 +28,7 @@ def load_decoder(folder: ModelFolder) -> Any:  # noqa: ANN401 - a transformers m
             model, said = AutoModel.from_pretrained(
                 root,
                 **reader,
+                **transformer_arguments(folder),
                 dtype=torch.float32,
                 local_files_only=True,
                 trust_remote_code=False,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import difflib
 
 from pipeline.errors import UsageError
+from pipeline.tokens import TEXT
 
-TEXT = "{text}"
 SLOT = "<PST>"
 """Where Token Prepending puts its token; prompts without it are said without the slot and the blank after it."""
 

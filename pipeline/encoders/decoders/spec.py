@@ -7,18 +7,25 @@ the first: OUT = 28 is what the layers 0 to 27 make, and -2 what all but the las
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from pipeline.config import DecoderConfig, EncoderConfig
+from pipeline.encoders.decoders.nvembed import latent_settings
 from pipeline.encoders.decoders.prompts import templates_of
+from pipeline.encoders.decoders.trained import KINDS, LATENT, brought, find_trained
 from pipeline.encoders.elastic import layers_of
 from pipeline.encoders.folder import Head, ModelFolder
 from pipeline.encoders.long import ROTARY
 from pipeline.errors import UsageError
 
 _POOLING = {"last": "lasttoken", "eos": "lasttoken", "mean": "mean", "weighted-mean": "weightedmean"}
+# Settings that ask for nothing: "causal" is what encoders are not, and language models are anyway.
+_UNSAID = (DecoderConfig(), DecoderConfig(attention="causal"))
 # Where the paper leaves prepending of a model that it did not try: after a fifth of the layers.
 _EXIT = 1 / 5
+
+
+Pooling = Literal["last", "mean", "weighted-mean", "eos", "latent-attention", "multi-layer"]
 
 
 @dataclass(frozen=True)
@@ -34,13 +41,18 @@ class DecoderSpec:
     start: int
     exit: int
     out_layer: int
-    pooling: Literal["last", "mean", "weighted-mean", "eos"]
+    pooling: Pooling
     attention: Literal["causal", "bidirectional"]
 
     @property
     def prepending(self) -> bool:
         """Whether the slot takes the state of the last token."""
         return self.exit > 0
+
+    @property
+    def ends_text(self) -> bool:
+        """Whether an end-of-text token goes behind a text: it is pooled, or the pooling was trained with one."""
+        return self.pooling == "eos" or self.pooling in KINDS
 
     @property
     def templates(self) -> tuple[str, ...]:
@@ -63,7 +75,7 @@ def describe_decoder(folder: ModelFolder, config: EncoderConfig) -> DecoderSpec 
     decoder-only checkpoint.
     """
     asked = config.decoder
-    if folder.format != "gguf" and asked == DecoderConfig():
+    if folder.format != "gguf" and asked in _UNSAID and not brought(folder):
         return None
     _check_model(folder)
     if config.layers:
@@ -82,19 +94,57 @@ def describe_decoder(folder: ModelFolder, config: EncoderConfig) -> DecoderSpec 
     layers = layers_of(folder)
     out = _out_layer(asked.out_layer, layers)
     start, exit = _prepended(asked, layers, out)
-    pooling = asked.pooling if asked.pooling != "auto" else "last" if templates else "mean"
-    return DecoderSpec(asked.prompt, start, exit, out, pooling, asked.attention)
+    pooling = _pooling(asked, folder)
+    if pooling in KINDS:
+        _check_trained(asked, pooling, out, layers)
+    bidirectional = latent_settings(folder) is not None or not folder.config.get("is_causal", True)
+    usual: Literal["causal", "bidirectional"] = "bidirectional" if bidirectional else "causal"
+    attention = usual if asked.attention == "auto" else asked.attention
+    return DecoderSpec(asked.prompt, start, exit, out, pooling, attention)
+
+
+def _pooling(asked: DecoderConfig, folder: ModelFolder) -> Pooling:
+    """What is asked for, else what fits: a prompt is made for its last token, and weights for the text alone."""
+    if asked.pooling != "auto":
+        return asked.pooling
+    return "last" if asked.prompt else cast("Pooling", brought(folder) or "mean")
+
+
+def _check_trained(asked: DecoderConfig, pooling: str, out: int, layers: int) -> None:
+    if asked.prompt or asked.token_prepending or out != layers:
+        said = {
+            "prompt": asked.prompt,
+            "token_prepending": asked.token_prepending,
+            "out_layer": asked.out_layer,
+        }
+        changed = {
+            name: value for name, value in said.items() if value != DecoderConfig.model_fields[name].default
+        }
+        raise UsageError(
+            f"encoder.decoder.pooling = {pooling!r} with "
+            + " and ".join(f"{name} = {value!r}" for name, value in changed.items()),
+            "The text alone and all layers, as it was trained; an instruction is said by encoder.query_prompt",
+            "Leave them out, or choose another pooling",
+        )
 
 
 def as_encoder(folder: ModelFolder, decoder: DecoderSpec | None) -> ModelFolder:
-    """The checkpoint with the head that its states get: a pooling, and vectors of length 1."""
+    """The checkpoint with the head that its states get: a pooling, and vectors of length 1.
+
+    Raises UsageError or EncoderError where it has not the weights of the pooling.
+    """
     if decoder is None:
         return folder
-    return replace(folder, head=Head((_POOLING[decoder.pooling],), ("normalize",)))
+    if decoder.pooling not in KINDS:
+        return replace(folder, head=Head((_POOLING[decoder.pooling],), ("normalize",)))
+    # as in multi-layer pooling's own code, where attention decides what each layer is pooled by
+    tokens = "mean" if decoder.pooling == LATENT or decoder.attention == "bidirectional" else "lasttoken"
+    return replace(folder, head=Head((tokens,), ("normalize",), find_trained(folder, decoder.pooling)))
 
 
 def _check_model(folder: ModelFolder) -> None:
-    plain = folder.format != "onnx" and not (folder.root / "modules.json").is_file()
+    known = latent_settings(folder) is not None  # its modules.json is for the code that it brings
+    plain = folder.format != "onnx" and (known or not (folder.root / "modules.json").is_file())
     if not plain or not folder.language_model:
         raise UsageError(
             f"settings of [encoder.decoder] for {folder.root}, "

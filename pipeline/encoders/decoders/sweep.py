@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from pipeline.config import DecoderConfig, EncoderConfig
 from pipeline.encoders.batching import plan_batches
-from pipeline.encoders.decoders.gguf import read_model
 from pipeline.encoders.decoders.loading import load_decoder
+from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.reference import hidden_states, pool
 from pipeline.encoders.decoders.spec import DecoderSpec, describe_decoder
 from pipeline.encoders.decoders.wording import Wording, word, worded
@@ -95,7 +95,7 @@ class Checkpoint:
         definition = json.dumps(worded(self.tokenizer, wording)).encode("utf-8")
         tokenizer = Tokenizer(definition, self.config.document_prompt or "")
         most = usual_tokens(self.folder, self.config)
-        check_room(tokenizer, "", most)
+        check_room(tokenizer, most)
         return (
             wording,
             decoder,

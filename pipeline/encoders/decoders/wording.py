@@ -8,8 +8,9 @@ quote if the vocabulary has one; here they stay two.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 
 from pipeline.encoders.decoders.prompts import parts_of
 from pipeline.encoders.decoders.spec import DecoderSpec
-from pipeline.errors import EncoderError
-from pipeline.tokens import Tokenizer
+from pipeline.errors import EncoderError, UsageError
+from pipeline.tokens import TEXT, Tokenizer
 
+# Texts that begin in different ways: what all of them come behind is the prompt.
+_STARTS = ("a", "The", "7", "été", "水", "(", "\n", ".", "-")
 # Post-processors that put special tokens around a text; all others only move offsets.
 _DRESSING = ("TemplateProcessing", "BertProcessing", "RobertaProcessing")
 
@@ -28,11 +31,23 @@ Around = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
+class LeftOut:
+    """Rows that begin with these ids were given a prompt: their first `tokens` tokens are seen, but not pooled."""
+
+    begins: tuple[int, ...]
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Wording:
-    """What goes around a text, once for each template, the longest first; `slot`: the slot's token, or -1."""
+    """What goes around a text, once for each template, the longest first; `slot`: the slot's token, or -1.
+
+    left_out: of which rows some tokens are not pooled.
+    """
 
     rows: tuple[Around, ...]
     slot: int
+    left_out: tuple[LeftOut, ...] = ()
 
     @classmethod
     def read(cls, manifest: Mapping[str, Any]) -> Wording | None:
@@ -41,19 +56,14 @@ class Wording:
         if values is None:
             return None
         rows = tuple((tuple(before), tuple(after)) for before, after in values["rows"])
-        return cls(rows, int(values["slot"]))
+        left_out = (LeftOut(tuple(one["begins"]), int(one["tokens"])) for one in values.get("left_out", ()))
+        return cls(rows, int(values["slot"]), tuple(left_out))
 
     def inputs(self, ids: NDArray[np.int32]) -> list[NDArray[np.int32]]:
         """The rows for a text, given with the first template around it; an instruction before it counts as text."""
         before, after = self.rows[0]
         body = ids[len(before) : len(ids) - len(after)]
         return [np.concatenate([left, body, right]).astype(np.int32) for left, right in self.rows]
-
-
-def slot_of(manifest: Mapping[str, Any]) -> int:
-    """The id of the slot's token in an exported encoder; -1 for none."""
-    wording = Wording.read(manifest)
-    return wording.slot if wording else -1
 
 
 def word(definition: dict[str, Any], decoder: DecoderSpec, config: Mapping[str, Any]) -> Wording:
@@ -71,7 +81,7 @@ def word(definition: dict[str, Any], decoder: DecoderSpec, config: Mapping[str, 
     middles = [tokenizer.tokenize(middle).ids.tolist() if middle else [] for _, middle, _ in parts]
     taken = {*first, *last, *(token for left, right in around for token in (*left, *right))}
     slot = _free(definition, taken | {token for middle in middles for token in middle})
-    end = _end_of_text(config) if decoder.pooling == "eos" else []
+    end = _end_of_text(config, decoder.pooling) if decoder.ends_text else []
     rows = []
     for (left, right), middle, (_, between, _) in zip(around, middles, parts, strict=True):
         before = [*first, *left, *([slot] if between is not None else []), *middle]
@@ -79,6 +89,35 @@ def word(definition: dict[str, Any], decoder: DecoderSpec, config: Mapping[str, 
         rows.append((tuple(before), tuple(after if after[-1:] == end else [*after, *end])))
     rows.sort(key=lambda row: -len(row[0]) - len(row[1]))
     return Wording(tuple(rows), slot if decoder.prepending else -1)
+
+
+def leave_out(definition: Mapping[str, Any], prompts: Sequence[str]) -> tuple[LeftOut, ...]:
+    """How rows with these prompts begin, and how many of their tokens are not pooled, as NV-Embed's code counts them.
+
+    That leaves out as many tokens from the row's start as the prompt has by itself. `definition` is the encoder's
+    tokenizer.json. A row is known by the tokens that stand before any text: where a prompt ends with a blank, many
+    tokenizers make that a part of the text's first token. Raises UsageError for a prompt that no row begins with.
+    """
+    content = json.dumps(definition).encode("utf-8")
+    plain = Tokenizer(content)
+    found = []
+    for prompt in dict.fromkeys(prompts):
+        before = prompt.partition(TEXT)[0]
+        if not before:
+            continue
+        rows = [row.tolist() for row in Tokenizer(content, before).encode_batch(_STARTS)]
+        begins = [
+            same[0] for same in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*rows, strict=False))
+        ]
+        if len(begins) <= plain.around[0]:
+            raise UsageError(
+                f"the prompt {before!r}, which has no token of its own before every text, and this model pools its "
+                "texts without their prompts",
+                "A prompt that ends with a blank or a new line",
+                "Lengthen it, or leave it out",
+            )
+        found.append(LeftOut(tuple(begins), len(plain.tokenize(before).ids)))
+    return tuple(found)
 
 
 def worded(definition: dict[str, Any], wording: Wording) -> dict[str, Any]:
@@ -121,12 +160,12 @@ def _free(definition: Mapping[str, Any], taken: set[int]) -> int:
     return next(int(token) for token in (*sorted(special), *every) if token not in taken)
 
 
-def _end_of_text(config: Mapping[str, Any]) -> list[int]:
+def _end_of_text(config: Mapping[str, Any], pooling: str) -> list[int]:
     said = config.get("eos_token_id")
     said = said[0] if isinstance(said, list) and said else said
     if not isinstance(said, int):
         raise EncoderError(
-            f"encoder.decoder.pooling is eos, and the model's eos_token_id is {said!r}",
+            f"encoder.decoder.pooling is {pooling}, and the model's eos_token_id is {said!r}",
             "A model with a token that ends a text",
             "Set encoder.decoder.pooling to last",
         )
