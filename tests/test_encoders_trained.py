@@ -280,6 +280,16 @@ def test_what_is_pooled_is_part_of_the_version(nvembed, tmp_path):
     assert describe(EncoderConfig(model=str(multi))).version != spec.version
 
 
+def test_a_model_that_says_so_lets_all_tokens_see_each_other(tmp_path):
+    folder = encoder_models.tiny_decoder(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    how = EncoderConfig(model=str(folder), decoder=DecoderConfig(pooling="mean"))
+    assert describe(how).decoder.attention == "causal"
+
+    (folder / "config.json").write_text(json.dumps(config | {"is_causal": False}))
+    assert describe(how).decoder.attention == "bidirectional"
+
+
 @pytest.mark.parametrize("pooling", ["latent-attention", "multi-layer"])
 def test_a_pooling_whose_weights_are_not_there_is_refused_by_their_names(tmp_path, pooling):
     folder = encoder_models.tiny_decoder(tmp_path / "model")
