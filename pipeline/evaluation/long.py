@@ -186,9 +186,9 @@ def _gain(runs: Sequence[tuple[Scores, Scores]], of: str) -> list[float]:
 
 
 def read_lengths(text: str) -> list[int]:
-    """Lengths out of "512,1024"; raises UsageError."""
+    """Lengths out of "512,1024", each once; raises UsageError."""
     try:
-        lengths = [int(part) for part in text.split(",")]
+        lengths = list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         lengths = []
     if not lengths or min(lengths) < 128:
