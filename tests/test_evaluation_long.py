@@ -6,6 +6,8 @@ import json
 import re
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -76,6 +78,22 @@ def test_prose_of_a_file_knows_none_of_the_facts(tmp_path):
         read_prose(tmp_path / "nowhere")
 
 
+@pytest.mark.parametrize("column", [[1, 2], [[1.5], [2.5]], [b"\xff", b"\xfe"]])
+def test_prose_is_text(tmp_path, column):
+    file = tmp_path / "prose.parquet"
+    pq.write_table(pa.table({"text": column}), file)
+
+    with pytest.raises(UsageError, match=r"column 'text' of .*prose.parquet is of type .*Convert the column"):
+        read_prose(file)
+
+
+def test_prose_of_a_column_may_have_nulls(tmp_path):
+    file = tmp_path / "prose.parquet"
+    pq.write_table(pa.table({"text": ["One plain sentence is here.", None, "Another one goes on."]}), file)
+
+    assert read_prose(file) == ["One plain sentence is here.", "Another one goes on."]
+
+
 def test_scores_and_hubs():
     scores = score([[0, 1], [0, 1], [0, 5], []])
 
@@ -95,6 +113,10 @@ def test_a_shortened_input_keeps_its_special_tokens():
 def test_lengths_are_numbers(text):
     with pytest.raises(UsageError, match="--lengths"):
         read_lengths(text)
+
+
+def test_a_length_that_is_named_twice_is_measured_once():
+    assert read_lengths("512,128,512") == [512, 128]
 
 
 def test_an_encoder_is_held_against_truncation_and_words(tiny_model, encoder_cache):

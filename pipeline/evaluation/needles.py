@@ -124,7 +124,13 @@ def read_prose(file: Path | None) -> list[str]:
 def _read_parquet(file: Path) -> str:
     import pyarrow.parquet as pq
 
-    return "\n".join(text or "" for text in pq.read_table(file, columns=["text"])["text"].to_pylist())
+    column = pq.read_table(file, columns=["text"])["text"]
+    texts = column.to_pylist()
+    if not all(text is None or isinstance(text, str) for text in texts):
+        raise UsageError(
+            f"column 'text' of {file} is of type {column.type}", "Sentences of prose", "Convert the column"
+        )
+    return "\n".join(text or "" for text in texts)
 
 
 def _subjects() -> set[str]:
