@@ -101,6 +101,11 @@ def cut_graph(folder):
         stream.truncate(100)
 
 
+def of_layout_1(folder):
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"layout": 1}))
+
+
 def edit(**changes):
     def change(folder):
         manifest = json.loads((folder / MANIFEST).read_text())
@@ -115,6 +120,7 @@ def edit(**changes):
     [
         (lose_tokenizer, "is damaged"),
         (cut_graph, "is damaged"),
+        (of_layout_1, "is of layout 1"),
         (edit(max_tokens=999), "cannot be used"),
         (edit(modules=3), "cannot be used"),
         (edit(wings=2), "wings"),

@@ -42,6 +42,7 @@ def test_the_default_comes_from_the_installed_package_under_its_hub_id(name):
         ("./nowhere", "no model folder"),
         ("/no/such/folder", "no model folder"),
         ("~/no/such/folder", "no model folder"),
+        ("~no-such-user/folder", "no model folder"),
         ("", "no model folder"),
         ("somebody/never-downloaded", "hub cannot be reached"),
         ("never-downloaded", "sentence-transformers/never-downloaded"),

@@ -117,6 +117,24 @@ def test_what_is_exported_turns_every_pair_by_its_own_distance(architecture, met
         np.testing.assert_array_equal(before, after)  # the reference leaves the model as it was
 
 
+@pytest.mark.parametrize("architecture", ["Llama", "Qwen3", "GPTNeoX"])
+def test_padding_may_be_on_either_side(architecture):
+    model = extended(rotary(architecture), LongSpec("self-extend", WINDOW, 3))
+    rows = rows_of(7, WINDOW + 5, 2 * WINDOW)
+    ids, mask = pad(rows, 0)
+    left = [[np.roll(row, -len(own)) for row, own in zip(each, rows, strict=True)] for each in (ids, mask)]
+    with torch.inference_mode():
+        states = model(
+            **{
+                name: torch.from_numpy(np.stack(each))
+                for name, each in zip(("input_ids", "attention_mask"), left, strict=True)
+            }
+        )[0]
+
+    for ours, row, theirs in zip(states, rows, states_of(model, rows), strict=True):
+        np.testing.assert_allclose(ours[-len(row) :].numpy(), theirs, atol=5e-4)
+
+
 class Plain(LongSpec):
     """Groups of one."""
 

@@ -48,9 +48,7 @@ def _build(specs: Sequence[EncoderSpec], folders: Sequence[Path], entry: Path) -
         shutil.copyfile(folders[0] / TOKENIZER, building / TOKENIZER)
         first = read_manifest(folders[0])
         inputs = probe(load_tokenizer(building / TOKENIZER), first["vocabulary"], first["pad_id"], specs[0])
-        figures = merge_graphs(
-            [folder / GRAPH for folder in folders], building / GRAPH, inputs, specs[0].precision
-        )
+        figures = merge_graphs([folder / GRAPH for folder in folders], building / GRAPH, inputs)
         manifest = {
             **first,
             "exits": [spec.version for spec in specs],

@@ -64,6 +64,12 @@ def is_whole(folder: Path) -> bool:
 def read_exported(folder: Path) -> EncoderSpec:
     """The spec of an exported encoder, with its folder as the source. Raises EncoderError where it is damaged."""
     manifest = read_manifest(folder)
+    if manifest["layout"] != LAYOUT:
+        raise EncoderError(
+            f"the exported encoder {folder} is of layout {manifest['layout']!r}",
+            f"Layout {LAYOUT}, as this version of headwater writes it",
+            "Export the encoder again: headwater encoders export",
+        )
     try:
         spec = EncoderSpec.read(manifest["spec"], str(folder))
         if manifest["spec"].get("codes"):

@@ -34,7 +34,10 @@ def locate(model: str) -> Located:
     """
     if model.startswith("package:"):
         return Located(model, _package_folder(model.removeprefix("package:")))
-    path = Path(model).expanduser()
+    try:
+        path = Path(model).expanduser()
+    except RuntimeError:  # the home of nobody
+        path = Path(model)
     if model and (path.is_dir() or (path.suffix == SUFFIX and path.is_file())):
         return Located(str(path.resolve()), path.resolve())
     if not HUB_ID.fullmatch(model) or model.startswith("."):

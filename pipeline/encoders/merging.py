@@ -21,12 +21,10 @@ from pipeline.encoders.runtime import open_session
 from pipeline.errors import EncoderError
 
 
-def merge_graphs(
-    files: Sequence[Path], file: Path, inputs: Inputs, precision: str = "fp32"
-) -> dict[str, Figures]:
+def merge_graphs(files: Sequence[Path], file: Path, inputs: Inputs) -> dict[str, Figures]:
     """Write the graphs in `files` as one with an output for each to `file`, behind a gate.
 
-    Raises ParityError unless each output is what its own graph gives.
+    Raises ParityError unless each output is what its own graph gives, whatever the precision of both.
     """
     merged = _Merged()
     for place, each in enumerate(files):
@@ -39,7 +37,7 @@ def merge_graphs(
         for name, optimise in (("exported", False), ("optimised", True)):
             run = as_run(open_session(file, "cpu", optimise=optimise), (exit_output(place),))
             what = f"the {name} graph at exit {place}"
-            figures[f"{name}.{place}"] = check_parity(what, precision, reference, run, inputs)
+            figures[f"{name}.{place}"] = check_parity(what, "fp32", reference, run, inputs)
     return figures
 
 

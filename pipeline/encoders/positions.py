@@ -20,7 +20,8 @@ _OFFSET = {
 # Have one table of positions that is looked up once, before the first layer.
 _LEARNED = {"bert", "distilbert", "electra", "ernie", *_OFFSET} - {"longformer"}
 _RELATIVE = {"deberta", "deberta-v2", "mt5", "t5", "umt5"}
-_ROTARY = ("rope_parameters", "rope_theta", "rotary_emb_base")
+# ModernBERT as it is published has a base for either kind of layer.
+_ROTARY = ("rope_parameters", "rope_theta", "rotary_emb_base", "global_rope_theta")
 _LIMITS = ("max_position_embeddings", "n_positions")
 _SLIDING = {"mistral", "mixtral"}
 _LOCAL = ("local_attention", "sliding_window", "attention_window")

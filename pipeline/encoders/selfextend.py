@@ -33,7 +33,7 @@ _SCORES = 1 << 26
 _LONGEST_BY_PAIR = 2048
 
 Turns = tuple[torch.Tensor, torch.Tensor]
-"""Cosines and sines float[1, length, width], as the model makes them of positions."""
+"""Cosines and sines float[n, length, width], as the model makes them of positions."""
 
 Turn = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Queries and keys float[n, heads, length, width], turned."""
@@ -44,7 +44,7 @@ class Batch:
     """What layers know of the batch that is running: its tokens, and the angles of their positions."""
 
     places: Places
-    positions: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # int64[1, length]
+    positions: torch.Tensor = field(default_factory=lambda: torch.empty(0))  # int64[n, length]
     angles: Callable[[torch.Tensor], Turns] | None = None  # of the layers that see all tokens
     apart: bool = False  # whether layers that see near tokens alone have angles of their own
 
@@ -65,7 +65,9 @@ class Angles(torch.nn.Module):
         self._batch.apart = layer_type is not None
         if layer_type == "sliding_attention":
             return turns
-        self._batch.positions = position_ids
+        self._batch.positions = (
+            self._batch.places.index
+        )  # groups are counted from the text, not from its padding
         self._batch.angles = lambda positions: self.own(states, positions, *kinds)
         return torch.ones_like(turns[0]), torch.zeros_like(turns[1])
 
