@@ -27,6 +27,7 @@ from pipeline.encoders.head import OUTPUT, append_head
 from pipeline.encoders.parity import pad
 from pipeline.encoders.runtime import open_session
 from pipeline.errors import EncoderError, UsageError
+from pipeline.tokens import Tokenizer
 
 TEXTS = ["a", "rivers and hills", "the water of the river runs from the hills to the sea, and so on and on"]
 ASKED = "Instruct: find what answers the question\nQuery: "
@@ -254,6 +255,32 @@ def test_a_prompt_is_known_by_the_tokens_that_no_text_changes(nvembed):
     assert leave_out(definition, ("query: {text} [ask]",)) == (one,)
     with pytest.raises(UsageError, match="no token of its own before every text"):
         leave_out(definition, ("wat",))
+
+
+def test_a_blank_at_its_end_that_joins_the_text_counts_for_the_token_before_the_row():
+    """As Mistral's tokenizer has it: then what is left out is that token and all of the prompt."""
+    words = ["<unk>", "<s>", "▁Query", ":", "▁", "▁a", "a"]
+    definition = {
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": True},
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": "<s>", "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
+        },
+        "model": {"type": "Unigram", "unk_id": 0, "vocab": [[word, -1.0] for word in words]},
+    }
+    tokenizer = Tokenizer(json.dumps(definition).encode(), "Query: ")
+
+    (one,) = leave_out(definition, ("Query: ",))
+
+    assert tokenizer.encode("a a").tolist() == [1, 2, 3, 5, 5]
+    assert one == LeftOut((1, 2, 3), 3)
 
 
 # --- what a checkpoint brings
