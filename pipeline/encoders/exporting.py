@@ -42,17 +42,13 @@ def from_torch(
     stock = load_stock(folder, spec, wording)
     reference = stock_vectors(stock, folder, spec, inputs)
     start = _change(stock.transformer, folder, spec, wording.slot if wording else -1)
-    layers: list[torch.Tensor] | None = None
-    names: list[str] = [_STATES]
-    if folder.head.trained and folder.head.trained.kind == "multi-layer":
-        layers = _keep_states(stock.transformer)
-        names = [f"{_STATES}.{layer}" for layer in range(1, len(layers_in(stock.transformer)) + 1)]
-    graph = _export_body(stock.transformer, folder, start, names, layers)
-    return graph, names, reference
+    every = folder.head.trained is not None and folder.head.trained.kind == "multi-layer"
+    graph = _export_body(stock.transformer, folder, start, every)
+    return graph, [value.name for value in graph.graph.output], reference
 
 
 def _keep_states(transformer: Any) -> list[torch.Tensor]:  # noqa: ANN401 - a transformers model
-    """A list that holds, behind each forward pass, what came out of its layers."""
+    """A list to which each forward pass adds what comes out of the layers."""
     kept: list[torch.Tensor] = []
 
     def keep(
@@ -98,14 +94,12 @@ def _export_body(
     transformer: Any,  # noqa: ANN401 - a transformers model
     folder: ModelFolder,
     start: Start,
-    names: Sequence[str],
-    layers: list[torch.Tensor] | None,
+    every_layer: bool,
 ) -> onnx.ModelProto:
-    """Token states float32[n, length, hidden] under these names; both dimensions of the inputs stay free.
-
-    `layers`: where a forward pass leaves what came out of each layer, if all of them are wanted.
-    """
+    """Token states float32[n, length, hidden] of the last layer, or each; both dimensions of the inputs stay free."""
     import torch
+
+    kept = _keep_states(transformer) if every_layer else []
 
     class States(torch.nn.Module):
         """The transformer with two inputs; token type ids are zeros made inside."""
@@ -115,15 +109,16 @@ def _export_body(
             self.transformer = transformer
 
         def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            if layers:
-                layers.clear()
+            kept.clear()
             mask = start(input_ids, attention_mask)
             last: torch.Tensor = self.transformer(input_ids=input_ids, attention_mask=mask)[0]
-            return (*layers[:-1], last) if layers else (last,)  # behind the last layer comes the final norm
+            return *kept[:-1], last  # behind the last layer comes the final norm
 
     ids = torch.arange(33).reshape(3, 11)
     mask = torch.ones_like(ids)
     ids[1, 7:], mask[1, 7:] = folder.pad_id, 0
+    layers = len(layers_in(transformer)) if every_layer else 1
+    names = [_STATES, *(f"{_STATES}.{layer}" for layer in range(2, layers + 1))]
     with quiet(), torch.inference_mode():
         try:
             # a fresh wrapper is in training mode, and export would leave dropout on
