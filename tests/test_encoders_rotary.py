@@ -275,9 +275,37 @@ def test_slower_angles_are_those_of_another_base():
         np.testing.assert_allclose(ours, theirs, atol=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["Qwen3", "Llama", "ModernBert"])
+def test_with_slower_angles_distances_alone_count(architecture):
+    model = rotary(architecture)
+    slow_down(model, 4)
+    (row,) = rows_of(100)
+    ids, places = torch.from_numpy(row[None].astype(np.int64)), torch.arange(100)[None]
+
+    with torch.inference_mode():
+        here, there = (model(input_ids=ids, position_ids=places + shift)[0] for shift in (0, 37))
+
+    np.testing.assert_allclose(here, there, atol=2e-4)
+
+
+def test_an_encoder_with_slower_angles_is_the_stock_model_with_another_base(tmp_path, encoder_cache):
+    folder = tiny(tmp_path / "model", "Qwen3", "mean")
+    plain = EncoderConfig(model=str(folder), cache=str(encoder_cache), max_tokens=130)
+    slower = transformers.AutoConfig.from_pretrained(folder)
+    slower.rope_parameters["rope_theta"] *= 5  # for texts of four windows
+    stock = transformers.AutoModel.from_pretrained(folder, config=slower).eval()
+    rows = rows_of(5, 130, 300)
+    means = np.stack([states.mean(axis=0) for states in states_of(stock, rows)])
+
+    got = load_encoder(plain.model_copy(update={"long": "ntk", "max_tokens": 520})).encode(rows)
+
+    np.testing.assert_allclose(got, means / np.linalg.norm(means, axis=1, keepdims=True), atol=1e-5)
+    assert np.abs(got[:2] - load_encoder(plain).encode(rows[:2])).max() > 1e-3
+
+
 def test_a_model_with_rotary_positions_says_what_it_allows(tmp_path):
-    settings = {"model_type": "modernbert", "rope_theta": 1e4, "local_attention": 128, "hidden_size": 8}
-    settings |= {"max_position_embeddings": 512, "vocab_size": 9}
+    settings = {"model_type": "modernbert", "global_rope_theta": 160000.0, "local_rope_theta": 10000.0}
+    settings |= {"local_attention": 128, "hidden_size": 8, "max_position_embeddings": 512, "vocab_size": 9}
     folder = settings_folder(tmp_path / "model", **{"config.json": settings})
     config = EncoderConfig(model=str(folder), cache=str(tmp_path / "cache"), long="pi", max_tokens=1024)
 
