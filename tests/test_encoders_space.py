@@ -259,10 +259,6 @@ def test_a_space_behind_an_exported_encoder_and_behind_a_model_are_one(tiny_mode
         export_spaced(EncoderConfig(model=str(tmp_path / "b")), tmp_path / "c", "centre", TEXTS)
 
 
-def test_other_encoders_keep_their_versions(tiny_model):
-    assert not any("space" in module for module in describe(EncoderConfig(model=str(tiny_model))).modules)
-
-
 def test_the_command(tiny_model, encoder_cache, tmp_path):
     file = tmp_path / "texts.parquet"
     pq.write_table(pa.table({"body": [*TEXTS, None], "n": list(range(151))}), file)

@@ -6,13 +6,17 @@ import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from encoder_models import modules, settings_folder
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import describe
+from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.describe import tokenizer_definition
+from pipeline.encoders.long import LongSpec
+from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import UsageError
 
 
@@ -39,6 +43,42 @@ def test_a_version_is_64_hex_digits_and_lasts(config):
     assert int(first.version, 16)
     assert describe(config) == first
     assert pickle.loads(pickle.dumps(first)).version == first.version
+
+
+@pytest.mark.parametrize(
+    ("changes", "version"),
+    [
+        ({}, "fb4b1f9c5254292431577bc109741287fc9442179aef63e122034773e453b1d5"),
+        ({"precision": "fp16"}, "485fb78f1c6b2df2fac6fb65001cfadc0b403d4a7df7edd537b05123b05c100f"),
+        ({"precision": "int8"}, "2b1a8cdbb2de83742c7f0834e36bb79df680ad724efea0d6d17c4b4ad966077b"),
+        ({"layers": 4}, "736cbc8691347eacd2abd2f8bd68900332b08a739426d064cd73277947f8f793"),
+        (
+            {"max_tokens": 2048, "long": LongSpec("pcw", 512, 4)},
+            "c8f95bcd9b7dc248acefdec19bdeb0a3882e2978f23e1dd57746f555a9d4bb86",
+        ),
+        (
+            {"decoder": DecoderSpec("prompteol", 1, 6, 20, "last", "causal")},
+            "deb5b17694fc420fe9f5705f8be6429410ec3701c0a84698371f5eac9ae4605a",
+        ),
+    ],
+)
+def test_versions_stay_what_they_are(changes, version):
+    """Another number here embeds all that is stored again: raise it on purpose, where the vectors are others."""
+    spec = EncoderSpec(
+        source="anywhere",
+        format="safetensors",
+        weights="0a" * 32,
+        tokenizer="1b" * 32,
+        config="2c" * 32,
+        modules=("mean", "normalize"),
+        document_prompt="",
+        query_prompt="query: ",
+        max_tokens=256,
+        dims=384,
+        precision="fp32",
+    )
+
+    assert replace(spec, **changes).version == version
 
 
 def test_the_version_does_not_depend_on_where_the_files_are(config, tmp_path):
