@@ -19,7 +19,7 @@ from pipeline.encoders.decoders.reference import vectors
 from pipeline.encoders.decoders.sweep import Checkpoint
 from pipeline.errors import UsageError
 from pipeline.evaluation.sts import Pairs, read_pairs
-from pipeline.evaluation.tuning import best_layer, halves, tune
+from pipeline.evaluation.tuning import best_layer, exits_of, halves, tune
 
 RIVERS = ["river", "hill", "sea", "town", "mill", "stone", "boat", "bridge", "fish", "tree", "bank", "ford"]
 
@@ -98,7 +98,7 @@ def test_tune_tells_the_score_of_pairs_that_did_not_choose(decoder_folder, tmp_p
     prompts = ["--prompt", "prompteol", "--prompt", "{text}, in <PST> short:"]
 
     said = CliRunner().invoke(app, [*words, *prompts[:2]])
-    refused = CliRunner().invoke(app, [*words, *prompts[2:]])
+    refused = CliRunner().invoke(app, [*words, *prompts[2:]]).exception
 
     assert said.exit_code == 0, said.output
     found = json.loads(said.stdout)
@@ -108,7 +108,8 @@ def test_tune_tells_the_score_of_pairs_that_did_not_choose(decoder_folder, tmp_p
     assert found["spearman"] == max(trial["spearman"] for trial in found["trials"])
     gain, low, high = found["gain"]
     assert low <= gain <= high
-    assert refused.exit_code != 0
+    assert isinstance(refused, UsageError)
+    assert "<PST> once, before {text}" in str(refused)
 
 
 def test_a_prompt_without_a_slot_is_tried_without_prepending(decoder_folder, tmp_path):
@@ -160,6 +161,38 @@ def test_what_is_not_tuned_stays_as_it_is_set(decoder_folder, tmp_path):
 
     assert {(each["pooling"], each["attention"]) for each in found["trials"]} == {("mean", "bidirectional")}
     assert [each.get("start") for each in found["trials"]] == [None, 0]
+
+
+@pytest.mark.parametrize(("start", "exits"), [(0, [2]), (2, [3]), (3, [4])])
+def test_every_exit_is_behind_the_start(decoder_folder, tmp_path, start, exits):
+    file = pairs_file(tmp_path / "pairs.parquet")
+    config = EncoderConfig(model=str(decoder_folder), decoder=DecoderConfig(start=start))
+
+    found = tune(config, file, ["prompteol"])
+
+    assert [each["exit"] for each in found["trials"] if "exit" in each] == exits
+
+
+def test_exits_of_a_deep_model():
+    assert exits_of(40, 1) == [2, 4, 8, 20]
+    assert exits_of(40, 6) == [7, 8, 20]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"long": "self-extend", "max_tokens": 200}, "long = 'self-extend' while"),
+        (
+            {"long": "ntk", "max_tokens": 200, "attention_scaling": True, "dims": 8},
+            "'ntk' and encoder.attention_scaling = True and encoder.dims = 8 while",
+        ),
+    ],
+)
+def test_settings_that_are_not_tried_are_refused_before_anything_is_loaded(changes, said):
+    config = EncoderConfig(model="nowhere", **changes)
+
+    with pytest.raises(UsageError, match=said):
+        tune(config, Path("nowhere.parquet"), ["prompteol"])
 
 
 def test_a_folder_that_is_taken_is_refused_before_the_tuning(decoder_folder, tmp_path, monkeypatch):

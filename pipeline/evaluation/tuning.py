@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from pipeline.config import DecoderConfig, EncoderConfig
 from pipeline.encoders.decoders.prompts import PROMPTS as NAMED
 from pipeline.encoders.decoders.prompts import SLOT, templates_of
+from pipeline.encoders.long import PLAIN
 from pipeline.errors import UsageError
 from pipeline.evaluation.sts import Pairs, cosines_of, read_pairs, spearman, spearman_resampled
 from pipeline.schemas import Observer, Progress
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.encoders.decoders.sweep import Checkpoint
 
 PROMPTS = ("prompteol", "pretended-cot", "knowledge")
-# Of the layers: where prepending may end, beside after one. Beyond the middle the paper found nothing for likeness.
+# Of the layers: where prepending may end, beside one layer on. Beyond the middle the paper found nothing for likeness.
 _EXITS = (0.1, 0.2, 0.5)
 _LEAST = 20
 
@@ -52,38 +53,61 @@ def tune(
     `most`: of how many pairs, drawn at random, 0 for all. `chosen` are keys of [encoder.decoder]; `held_out` is its
     Spearman on the other half, `plain` that of the best without prepending, and `gain` the difference between the
     best with prepending and that, with its 95 % interval (bootstrap over pairs); None where no prompt has a slot.
+    Raises UsageError for settings under which what is tried is another encoder than what `chosen` makes.
     """
     from pipeline.encoders.decoders.sweep import Checkpoint
 
+    _check_settings(config)
     for prompt in prompts:
         templates_of(prompt, prepending=SLOT in prompt)  # raises before hours of tuning
     ours, theirs = halves(read_pairs(file), most, file)
     observe(Progress("loading the model"))
     model = Checkpoint.open(config)
+    embed = _watched(model, observe)
     trials = [
-        trial
-        for prompt in prompts
-        for trial in try_prompt(prompt, ours, _watched(model, observe), model.layers, config.decoder)
+        trial for prompt in prompts for trial in try_prompt(prompt, ours, embed, model.layers, config.decoder)
     ]
+    return {
+        "model": config.model,
+        "pairs": {"chosen_on": len(ours.scores), "held_out": len(theirs.scores)},
+        **_compared(trials, theirs, embed),
+        "trials": [settings_of(trial) | {"spearman": round(trial.spearman, 5)} for trial in trials],
+    }
+
+
+def _compared(trials: Sequence[Trial], theirs: Pairs, embed: Embed) -> dict[str, Any]:
+    """The best trial, and the best ones without prepending and with it on the pairs that had no say."""
     plain = best_of([trial for trial in trials if not trial.how.token_prepending])
     with_slot = [trial for trial in trials if trial.how.token_prepending]
     finalists = [plain, best_of(with_slot)] if with_slot else [plain]
     chosen = best_of(finalists)
-    embed = _watched(model, observe)
     cosines = [cosines_of(embed(trial.how, theirs.texts)[trial.how.out_layer], theirs) for trial in finalists]
     scores = [round(spearman(values, theirs.scores), 5) for values in cosines]
     said = [settings_of(trial) | {"held_out": score} for trial, score in zip(finalists, scores, strict=True)]
     return {
-        "model": config.model,
-        "pairs": {"chosen_on": len(ours.scores), "held_out": len(theirs.scores)},
         "chosen": settings_of(chosen),
         "spearman": round(chosen.spearman, 5),
         "held_out": scores[finalists.index(chosen)],
         "plain": said[0],
         "prepended": said[1] if with_slot else None,
         "gain": _gain(cosines[0], cosines[1], theirs.scores) if with_slot else None,
-        "trials": [settings_of(trial) | {"spearman": round(trial.spearman, 5)} for trial in trials],
     }
+
+
+def _check_settings(config: EncoderConfig) -> None:
+    """Raise UsageError for settings that change vectors and that are not tried."""
+    wrong = {
+        "long": "" if config.long in PLAIN else config.long,
+        "attention_scaling": config.attention_scaling,
+        "dims": config.dims,
+    }
+    said = [f"encoder.{name} = {value!r}" for name, value in wrong.items() if value]
+    if said:
+        raise UsageError(
+            f"{' and '.join(said)} while a language model is tuned",
+            "Whole vectors of texts within the model's window: nothing else is tried",
+            "Leave it out here, and export what is chosen with it: headwater encoders export",
+        )
 
 
 def _gain(
@@ -103,14 +127,15 @@ def try_prompt(prompt: str, pairs: Pairs, embed: Embed, layers: int, asked: Deco
     """
     plain = DecoderConfig(prompt=prompt, pooling=asked.pooling, attention=asked.attention)
     prepended = {"token_prepending": True, "start": asked.start}
-    exits = exits_of(layers) if prompt in NAMED or SLOT in prompt else []
+    exits = exits_of(layers, asked.start) if prompt in NAMED or SLOT in prompt else []
     hows = [plain, *(plain.model_copy(update={**prepended, "exit": exit}) for exit in exits)]
     return [best_layer(how, pairs, embed(how, pairs.texts), layers) for how in hows]
 
 
-def exits_of(layers: int) -> list[int]:
-    """The exits that are tried in a model of so many layers."""
-    return sorted({2, *(max(2, round(share * layers)) for share in _EXITS)})
+def exits_of(layers: int, start: int) -> list[int]:
+    """The exits that are tried in a model of so many layers: all behind the layer where prepending starts."""
+    first = max(2, start + 1)
+    return sorted({first, *(max(first, round(share * layers)) for share in _EXITS)})
 
 
 def best_layer(
