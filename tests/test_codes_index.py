@@ -13,11 +13,13 @@ import runs
 
 from pipeline.codes import load_codes, make_binarizer, query_rows, save_codes, to_rows
 from pipeline.encoders import describe, load_encoder, load_plain_encoder
-from pipeline.encoders.coded import as_coded_run
+from pipeline.encoders.coded import as_coded_run, coded_rows
 from pipeline.errors import BrokenInvariant, CollectionMismatch, EncoderError
+from pipeline.lane.embedding import embed_chunks
 from pipeline.optimize import optimize
 from pipeline.plan import plan
 from pipeline.search import Reader
+from pipeline.sources import open_source
 from pipeline.stores import open_store
 from pipeline.versions import Contract
 
@@ -76,6 +78,52 @@ def test_the_graphs_codes_are_those_of_numpy_and_only_they_leave_unless_vectors_
     assert alone.spec.version == both.spec.version != plain.spec.version == both.spec.plain.version
     with pytest.raises(BrokenInvariant):
         both.encode_queries(QUESTIONS)
+
+
+@pytest.mark.parametrize(("long", "max_tokens", "chunk"), [("late-chunking", 64, 40), ("pcw", 300, 250)])
+def test_codes_of_vectors_that_are_made_of_several_rows(
+    long, max_tokens, chunk, tiny_model, encoder_cache, source, tmp_path
+):
+    said = {"encoder__long": long, "encoder__max_tokens": max_tokens, "chunking__max_tokens": chunk}
+    said["run__state"] = str(tmp_path / "state")
+    url = f"edge:{tmp_path}/index"
+    settings = runs.settings(tiny_model, encoder_cache, url, **said)
+    given = open_source(str(source), settings.source, tmp_path)
+    chunks = embed_chunks(given, settings, load_encoder(settings.encoder), lambda _: None)
+    version = describe(settings.encoder).version
+    binarizer = make_binarizer("rotation", chunks.vectors, DIMS, BITS, encoder_version=version)
+    save_codes(binarizer, tmp_path / "codes")
+    coded = runs.settings(tiny_model, encoder_cache, url, encoder__codes=str(tmp_path / "codes"), **said)
+    expected = to_rows(binarizer.encode(chunks.vectors), BITS)
+
+    both, alone = (
+        embed_chunks(given, coded, load_encoder(coded.encoder, keep), lambda _: None)
+        for keep in (True, False)
+    )
+
+    np.testing.assert_array_equal(both.vectors[:, BITS * DIMS :], chunks.vectors)
+    for rows in (both.vectors[:, : BITS * DIMS], alone.vectors):
+        np.testing.assert_array_equal(rows > 0, expected > 0)
+        np.testing.assert_allclose(rows, expected, rtol=1e-6)
+    assert runs.run(source, coded).counts.chunks == len(expected)
+    held = points.contents_of(url, "docs")
+    stored = {
+        (p["headwater"]["document_id"], p["headwater"]["chunk_index"]): v["codes"] for p, v in held.values()
+    }
+    for number, owner in enumerate(chunks.owners):
+        index = number - int(np.flatnonzero(chunks.owners == owner)[0])
+        np.testing.assert_allclose(stored[chunks.documents[owner], index], expected[number], rtol=1e-3)
+    assert [len(hits) for hits in found(coded)] == [5] * len(QUESTIONS)
+
+
+def test_vectors_without_a_direction_have_no_code():
+    sample = np.random.default_rng(0).normal(size=(200, 8)).astype(np.float32)
+    binarizer = make_binarizer("sign", sample, 8, 1)
+    sample[1], sample[2, 3], sample[3, 0] = 0, np.nan, np.inf
+
+    rows = coded_rows(binarizer, False, sample[:5])
+
+    assert np.isfinite(rows).all(axis=1).tolist() == [True, False, False, False, True]
 
 
 def test_a_vector_without_a_direction_has_no_code():

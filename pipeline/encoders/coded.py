@@ -1,4 +1,7 @@
-"""A binarizer behind an encoder's graph: only codes leave the device, and the vectors where they are kept."""
+"""A binarizer behind an encoder's graph: only codes leave the device, and the vectors where they are kept.
+
+Where a vector is made of several rows of the graph, numpy codes it: the bits are the same, as the gate sees to.
+"""
 
 from __future__ import annotations
 
@@ -66,6 +69,16 @@ def as_coded_run(session: Any, bits: int, keep_vectors: bool) -> Run:  # noqa: A
         return np.concatenate([to_rows(Codes(packed, scale), bits), *vectors], axis=1)
 
     return run
+
+
+def coded_rows(binarizer: Binarizer, keep_vectors: bool, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The same of vectors float32[n, dims] that are made behind the graph, out of several of its rows."""
+    usable = np.isfinite(vectors).all(axis=1) & vectors.any(axis=1)
+    packed = np.zeros((len(vectors), binarizer.spec.bytes), np.uint8)
+    scale = np.full(len(vectors), np.nan, np.float32)
+    packed[usable], scale[usable] = binarizer.encode(vectors[usable])
+    codes = to_rows(Codes(packed, scale), binarizer.spec.bits)
+    return np.concatenate([codes, vectors], axis=1) if keep_vectors else codes
 
 
 def _feeds(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> dict[str, NDArray[np.int64]]:

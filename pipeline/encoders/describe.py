@@ -55,12 +55,6 @@ def describe(config: EncoderConfig) -> EncoderSpec:
         check_settings(spec, config)
     else:
         spec = _describe_model(located, config)
-    if config.codes and spec.row != "text":
-        raise UsageError(
-            f"encoder.codes with encoder.long = {spec.settings['long']!r} or a prompt of several templates",
-            "Vectors that come out of one row of the graph: codes are made behind it",
-            "Leave one of the two out",
-        )
     return spec.coded(load_codes(codes_folder(config), spec.version)) if config.codes else spec
 
 

@@ -14,6 +14,7 @@ from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.elastic import keep_layers, layers_in
 from pipeline.encoders.folder import ModelFolder
 from pipeline.encoders.head import INPUTS
+from pipeline.encoders.long import LEARNED
 from pipeline.encoders.parity import Inputs
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
@@ -85,7 +86,7 @@ def _extend(transformer: Any, folder: ModelFolder, spec: EncoderSpec) -> Start: 
     from pipeline.encoders.extended import extend
     from pipeline.encoders.selfextend import extend_rotary
 
-    if spec.long.by_table:
+    if spec.long.extension in LEARNED:
         return extend(transformer, spec.long, read_positions(folder).offset, spec.max_tokens).start
     return extend_rotary(transformer, spec.long, spec.max_tokens).start
 

@@ -76,11 +76,6 @@ class LongSpec:
         """SelfExtend's group size, and how near tokens keep their distance: LongEmbed's, which just reach all texts."""
         return self.factor + 1, self.window // self.factor
 
-    @property
-    def by_table(self) -> bool:
-        """Whether it gives tokens other rows of a table of positions."""
-        return self.extension in LEARNED
-
 
 def extension_of(method: str) -> str:
     """The method in the graph out of a value of `encoder.long`; "" for none."""

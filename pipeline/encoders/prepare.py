@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.codes import load_codes
+from pipeline.codes import Binarizer, load_codes
 from pipeline.config import EncoderConfig
 from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.spec import DecoderSpec, as_encoder
@@ -60,10 +60,14 @@ _SAMPLES = (
 def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
     """Return the folder with the encoder's graph and tokenizer; export it into the cache the first time.
 
+    Codes are in the graph where a row of it gives a text's vector; else the graph is the plain encoder's.
+
     Crash-safe: an entry appears whole, by a rename, and only once it has passed the gate; two builders on one
     machine build once. A damaged entry is built again. An encoder that was exported lies ready where it is. Raises
     EncoderError, ParityError with the gate's figures.
     """
+    if spec.codes and spec.row != "text":
+        return prepare(spec.plain, config.model_copy(update={"codes": ""}))
     if spec.codes is None and is_exported(Path(spec.source)):
         return Path(spec.source)
     cache = cache_folder(config)
@@ -262,18 +266,24 @@ def _export_coded(spec: EncoderSpec, config: EncoderConfig, building: Path) -> d
     from pipeline.encoders.coded import add_binarizer
 
     prepared = prepare(spec.plain, config.model_copy(update={"codes": ""}))
-    binarizer = load_codes(codes_folder(config), spec.plain.version)
-    if spec.coded(binarizer) != spec:
-        raise EncoderError(
-            f"the codes in {codes_folder(config)} are not those that were described",
-            "A folder that stays as it is",
-            "Run again",
-        )
+    binarizer = load_binarizer(spec, config)
     shutil.copyfile(prepared / TOKENIZER, building / TOKENIZER)
     plain = read_manifest(prepared)
     inputs = probe(load_tokenizer(building / TOKENIZER), plain["vocabulary"], plain["pad_id"], spec)
     figures = add_binarizer(prepared / GRAPH, binarizer, building / GRAPH, inputs)
     return {"pad_id": plain["pad_id"], "vocabulary": plain["vocabulary"], "parity": _as_json(figures)}
+
+
+def load_binarizer(spec: EncoderSpec, config: EncoderConfig) -> Binarizer:
+    """What makes an encoder's codes. Raises EncoderError where the folder holds others than were described."""
+    binarizer = load_codes(codes_folder(config), spec.plain.version)
+    if spec.plain.coded(binarizer) != spec:
+        raise EncoderError(
+            f"the codes in {codes_folder(config)} are not those that were described",
+            "A folder that stays as it is",
+            "Run again",
+        )
+    return binarizer
 
 
 def _as_json(figures: dict[str, Figures]) -> dict[str, Any]:

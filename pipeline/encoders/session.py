@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,14 +12,14 @@ from numpy.typing import NDArray
 
 from pipeline import logs
 from pipeline.config import EncoderConfig
-from pipeline.encoders.coded import as_coded_run
+from pipeline.encoders.coded import as_coded_run, coded_rows
 from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exported import GRAPH, OUTPUT, RAW, STATES, TOKENIZER, exit_output, read_manifest
 from pipeline.encoders.late import embed_late
 from pipeline.encoders.parity import Run
 from pipeline.encoders.pieces import cut, embed_pieces
-from pipeline.encoders.prepare import as_run, output_beside, prepare
+from pipeline.encoders.prepare import as_run, load_binarizer, output_beside, prepare
 from pipeline.encoders.running import Embedded, Rows, Runner, default_batch_tokens
 from pipeline.encoders.runtime import cpu_threads, open_session, provider_of
 from pipeline.encoders.spec import EncoderSpec
@@ -32,7 +33,7 @@ class Encoder:
     """An encoder ready to run. Thread-safe: a session may be run from several threads at once.
 
     spec: what it is; tokenizer, query_tokenizer: texts to inputs, each with its prompt; runner: its graph; provider:
-    "cpu" or "cuda"; width: numbers in a row that `encode` gives.
+    "cpu" or "cuda"; width: numbers in a row that `encode` gives; code: what makes codes of vectors behind the graph.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Encoder:
         keep_vectors: bool = True,
         wording: Wording | None = None,
         beside: int = 0,
+        code: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> None:
         self.spec = spec
         kept = spec.dims if keep_vectors or spec.codes is None else 0
@@ -52,6 +54,7 @@ class Encoder:
         self.provider = provider
         self.tokenizer, self.query_tokenizer = tokenizers
         self._wording = wording
+        self._code = code
 
     @classmethod
     def open(
@@ -86,7 +89,10 @@ class Encoder:
         run = _run_of(spec, session, keep_vectors, len(exits))
         runner = Runner(run, int(manifest.get("pad_id", 0)), batch_tokens)
         beside = sum(one.dims for one in exits)
-        return cls(spec, runner, tokenizers, provider, keep_vectors, Wording.read(manifest), beside)
+        code = None
+        if spec.codes and spec.row != "text":
+            code = partial(coded_rows, load_binarizer(spec, config), keep_vectors)
+        return cls(spec, runner, tokenizers, provider, keep_vectors, Wording.read(manifest), beside, code)
 
     @property
     def batch_tokens(self) -> int:
@@ -143,6 +149,7 @@ class Encoder:
     ) -> NDArray[np.float32]:
         self._check([len(ids) for ids in inputs])
         vectors, too_large = self._embed(inputs, documents, around)
+        vectors = self._code(vectors) if self._code else vectors
         if too_large:
             shortest = min(len(inputs[row]) for row in too_large)
             which = (
@@ -196,7 +203,7 @@ class Encoder:
 def _run_of(spec: EncoderSpec, session: Any, keep_vectors: bool, exits: int) -> Run:  # noqa: ANN401 - an InferenceSession
     if exits:
         return as_run(session, tuple(map(exit_output, range(exits + 1))))
-    if spec.codes:
+    if spec.codes and spec.row == "text":
         return as_coded_run(session, spec.codes.bits, keep_vectors)
     beside = output_beside(spec)
     return as_run(session, (STATES,) if beside == STATES else (OUTPUT, RAW) if beside else (OUTPUT,))

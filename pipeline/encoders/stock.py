@@ -23,7 +23,7 @@ from pipeline.encoders.decoders.spec import DecoderSpec
 from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.elastic import slice_vectors
 from pipeline.encoders.folder import ModelFolder
-from pipeline.encoders.long import NTK, SELF_EXTEND, LongSpec
+from pipeline.encoders.long import LEARNED, NTK, SELF_EXTEND, LongSpec
 from pipeline.encoders.parity import Inputs, Run
 from pipeline.encoders.positions import read_positions
 from pipeline.encoders.spec import EncoderSpec
@@ -90,7 +90,7 @@ def _positioned(
     from pipeline.encoders.extended import positioned
     from pipeline.encoders.selfextend import positioned_rotary
 
-    if long.by_table:
+    if long.extension in LEARNED:
         return positioned(transformer, long, read_positions(folder).offset, tokens)
     return positioned_rotary(transformer, long, tokens)
 
