@@ -153,7 +153,8 @@ ENCODER_DEFAULTS = {
 class AspectConfig(Section):
     """Another vector of each point: of another size of the main encoder, or of another encoder.
 
-    What is unset is as the main encoder has it, or where another `model` is named, as that has it by itself.
+    What is unset is as the main encoder has it, or where another `model` is named, as that has it by itself. An aspect
+    gets the main encoder's chunks: that documents are refused or cut for being long is none of its business.
     """
 
     model: str = ""  # "": the main encoder's
@@ -171,7 +172,8 @@ class AspectConfig(Section):
         said = {name: value for name, value in self if value is not None}
         if self.model:
             return main.model_copy(update=ENCODER_DEFAULTS | said)
-        return main.model_copy(update=said | {"model": main.model})
+        cut_before = {"long": "split"} if main.long in ("error", "truncate") else {}
+        return main.model_copy(update=cut_before | said | {"model": main.model})
 
 
 class HnswConfig(Section):

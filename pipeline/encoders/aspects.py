@@ -16,6 +16,7 @@ from pipeline.config import ChunkingConfig, EncoderConfig, Settings
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exits import prepare_merged
 from pipeline.encoders.exported import TOKENIZER
+from pipeline.encoders.long import PLAIN
 from pipeline.encoders.prepare import prepare
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import HeadwaterError, UsageError
@@ -159,8 +160,11 @@ def reads_as(left: EncoderSpec, right: EncoderSpec) -> bool:
 def _without_size(spec: EncoderSpec) -> EncoderSpec:
     """What encoders have in common whose document vectors are slices of each other's.
 
-    That they are where nothing but a normalisation follows the slice.
+    That they are where nothing but a normalisation follows the slice. What is done with a document before it is
+    embedded is left out.
     """
+    if spec.long and spec.long.method in PLAIN:
+        spec = replace(spec, long=None)
     sliced = [place for place, module in enumerate(spec.modules) if module.startswith("slice:")]
     if sliced and spec.modules[sliced[-1] + 1 :] not in ((), ("normalize",)):
         return spec
