@@ -9,10 +9,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from encoder_models import tiny
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.config import EncoderConfig
+from pipeline.encoders import export
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
 from pipeline.evaluation.facts import FACTS
@@ -53,14 +55,26 @@ def test_one_document_answers_each_query(task, prose):
     assert make(task, 512, 4, prose).documents != haystack.documents
 
 
+@pytest.mark.parametrize("length", [256, 512, 1024, 2048])
 @pytest.mark.parametrize("task", ["passkey", "needle"])
-def test_words_alone_find_nearly_all_of_them(task, prose):
-    haystack = make(task, 2048, 0, prose)
+def test_words_alone_find_nearly_all_of_them(task, length, prose):
+    haystack = make(task, length, 0, prose)
     numbers = [str(number) for number in range(100)]
 
     found = rank_by_words(haystack.documents, numbers, haystack.queries, 10)
 
     assert score([[int(n) for n in row] for row in found]).accuracy.mean() >= 0.95
+
+
+@pytest.mark.parametrize("length", [512, 1024, 2048])
+@pytest.mark.parametrize("task", ["passkey", "needle"])
+def test_a_share_of_a_document_holds_its_line_as_often(task, length, prose):
+    documents = [text for seed in range(5) for text in make(task, length, seed, prose).documents]
+    lines = re.compile("|".join(re.escape(fact) for fact, _ in FACTS) if task == "needle" else "\n.*\n|^.*\n")
+
+    seen = [lines.search(text).end() <= 0.25 * len(text) for text in documents]
+
+    assert abs(np.mean(seen) - 0.25) <= 2 * (0.25 * 0.75 / len(seen)) ** 0.5
 
 
 def test_facts_are_a_hundred_and_their_questions_differ():
@@ -120,14 +134,14 @@ def test_a_length_that_is_named_twice_is_measured_once():
 
 
 def test_an_encoder_is_held_against_truncation_and_words(tiny_model, encoder_cache):
-    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="pcw", max_tokens=300)
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="pcw", max_tokens=200)
 
-    found = evaluate_long(config, [256], 2)
+    found = evaluate_long(config, [128, 256], 1)
 
-    assert [row["method"] for row in found["rows"]] == 2 * [
+    assert [row["method"] for row in found["rows"]] == 4 * [
         "bm25",
         "truncation",
-        "windows",
+        "mean of windows",
         "best window",
         "pcw",
     ]
@@ -137,7 +151,41 @@ def test_an_encoder_is_held_against_truncation_and_words(tiny_model, encoder_cac
     low, mean, high = (by_words["ndcg@10_gain"][n] for n in (1, 0, 2))
     assert 0.3 < low <= mean <= high <= 1
     assert found["rows"][1]["ndcg@10_gain"] is None
+    assert found["plain_baselines"]
+    truncated = {(row["length"], row["method"]): row["truncated"] for row in found["rows"]}
+    assert truncated[128, "pcw"] == truncated[128, "truncation"] == 0
+    assert truncated[256, "pcw"] == truncated[256, "truncation"] == 100
+    assert truncated[256, "bm25"] == truncated[256, "best window"] == 0
     assert json.loads(json.dumps(found)) == found
+
+
+def test_slowed_angles_are_held_against_the_plain_model(tmp_path, encoder_cache):
+    model = tiny(tmp_path / "model", "ModernBert", "mean")
+    plain = EncoderConfig(model=str(model), cache=str(encoder_cache), max_tokens=130)
+    slowed = plain.model_copy(update={"long": "ntk", "max_tokens": 260})
+
+    def baselines(config):
+        found = evaluate_long(config, [128], 1)
+        return found["plain_baselines"], [row for row in found["rows"] if row["method"] != "ntk"]
+
+    expected = baselines(plain)
+
+    assert baselines(slowed) == expected
+    export(slowed, tmp_path / "out")
+    said, weaker = baselines(EncoderConfig(model=str(tmp_path / "out"), cache=str(encoder_cache)))
+    assert not said
+    assert weaker != expected[1]
+
+
+@pytest.mark.parametrize(("method", "instead"), [("late-chunking", "pcw"), ("late-chunking:pi", "pi")])
+def test_late_chunking_has_no_vector_of_a_document(tiny_model, encoder_cache, method, instead):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long=method)
+    config = config.model_copy(update={"max_tokens": 64 if instead == "pcw" else 300})
+
+    with pytest.raises(
+        UsageError, match=rf"'{method}': a vector for each chunk.*set encoder.long to {instead}"
+    ):
+        evaluate_long(config, [128], 1)
 
 
 def test_the_command(tiny_model, encoder_cache):

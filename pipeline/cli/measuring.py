@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pipeline.cli import options
-from pipeline.cli.report import print_result, print_rows, print_table, progress
+from pipeline.cli.report import print_result, print_rows, print_table, print_warning, progress
 from pipeline.evaluation.long import evaluate_long, read_lengths
 from pipeline.evaluation.sts import Side, evaluate_sts
 
@@ -37,9 +37,14 @@ def long(
     with progress() as observe:
         found = evaluate_long(settings.encoder, wanted, seeds, haystack, observe)
     print_result(found, json_out, lambda: print_rows(_COLUMNS, [_columns(row) for row in found["rows"]]))
+    if not found["plain_baselines"]:
+        print_warning(
+            "truncation and windows are those of slowed angles: an exported encoder has no plain model at hand. "
+            "For the plain model's, name the model itself in --encoder, with --set encoder.long=ntk"
+        )
 
 
-_COLUMNS = ("task", "length", "method", "accuracy", "nDCG@10", "over truncation", "hub")
+_COLUMNS = ("task", "length", "method", "accuracy", "nDCG@10", "over truncation", "hub", "truncated")
 
 
 def _columns(row: dict[str, Any]) -> tuple[str, ...]:
@@ -52,6 +57,7 @@ def _columns(row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['ndcg@10']:.3f} ± {row['ndcg@10_sd']:.3f}",
         "{:+.3f} [{:+.3f}, {:+.3f}]".format(*gain) if gain else "",
         str(row["hub"]),
+        f"{row['truncated']:,}",
     )
 
 

@@ -1,15 +1,18 @@
 """How well one sentence of a long document is found, by an encoder's own way with long texts and by others.
 
 truncation            the beginning that the model's window holds
-windows               the mean of windows of equal size (parallel context windows)
+mean of windows       the mean of the vectors of windows of equal size; `pcw` takes them before they are normalised
 best window           the best of them: a vector each
 bm25                  words alone
 the encoder's method  one vector a document, where its settings have one
+
+The first three are the plain model's: `ntk` changes what short texts and queries become.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import EncoderConfig
-from pipeline.encoders import Encoder, load_plain_encoder
+from pipeline.encoders import Encoder, describe, load_encoder
+from pipeline.encoders.exported import is_exported
+from pipeline.encoders.locate import locate
+from pipeline.encoders.long import NTK
 from pipeline.encoders.pieces import cut
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
@@ -27,7 +33,7 @@ from pipeline.evaluation.needles import TASKS, Haystack, Task, make, read_prose
 from pipeline.evaluation.retrieval import rank
 from pipeline.schemas import Observer, Progress
 
-BASELINE = "truncation"
+BASELINE, MEAN_OF_WINDOWS = "truncation", "mean of windows"
 _DEPTH = 10
 
 Found = list[list[int]]
@@ -40,10 +46,12 @@ class Scores:
 
     places: where each query's document was found, int64[queries], from 0; 10 where it is not among the first ten.
     hub: how many queries the most successful document won.
+    truncated: how many documents were longer than the method takes: their beginning counts.
     """
 
     places: NDArray[np.int64]
     hub: int
+    truncated: int
 
     @property
     def accuracy(self) -> NDArray[np.float64]:
@@ -68,22 +76,23 @@ def evaluate_long(
     """Measure an encoder on generated passkeys and needles of these nominal lengths, as JSON values.
 
     A row a task, length and method: accuracy of the first and nDCG@10 as means over seeds, their standard deviation,
-    the largest hub, and the difference to truncation with its 95 % interval, paired by query.
+    the largest hub, how many documents of all seeds were truncated, and the difference to truncation with its 95 %
+    interval, paired by query. `plain_baselines` is false where truncation and windows are no plain model's: an exported
+    encoder with `ntk` has none at hand. Raises UsageError for late chunking.
     """
     sentences = read_prose(prose)
     haystacks = [make(task, n, seed, sentences) for task in TASKS for n in lengths for seed in range(seeds)]
     observe(Progress("preparing the encoder"))
-    encoder = load_plain_encoder(config)
     measured: list[tuple[Task, int, dict[str, Scores]]] = []
-    try:
+    with _opened(config.model_copy(update={"codes": ""})) as (encoder, plain):
         for number, haystack in enumerate(haystacks):
             observe(Progress("embedding", number, len(haystacks)))
-            measured.append((haystack.task, haystack.length, measure(encoder, haystack)))
-    finally:
-        encoder.close()
+            scores = measure_others(plain, haystack) | measure(encoder, haystack)
+            measured.append((haystack.task, haystack.length, scores))
     return {
         "encoder": config.model,
         "encoder_version": encoder.spec.version,
+        "plain_baselines": not _slowed(plain),
         "window": window_of(encoder),
         "max_tokens": encoder.spec.max_tokens,
         "long": method_of(encoder),
@@ -91,6 +100,31 @@ def evaluate_long(
         "haystack": str(prose) if prose else "generated",
         "rows": rows(measured),
     }
+
+
+@contextmanager
+def _opened(config: EncoderConfig) -> Iterator[tuple[Encoder, Encoder]]:
+    """The encoder, and the one by which truncation and windows are measured."""
+    long = describe(config).long
+    if long and long.late:
+        raise UsageError(
+            f"encoder.long = {long.method!r}: a vector for each chunk, and [chunking] says what those are",
+            "A method that makes one vector of a long document, or split",
+            f"Measure it with headwater evaluate on queries of your own, or set encoder.long to "
+            f"{long.extension or 'pcw'}",
+        )
+    with ExitStack() as stack:
+        encoder = stack.enter_context(closing(load_encoder(config)))
+        if not _slowed(encoder) or is_exported(locate(config.model).folder):
+            yield encoder, encoder
+        else:
+            usual = {"long": "split", "max_tokens": window_of(encoder), "attention_scaling": False}
+            yield encoder, stack.enter_context(closing(load_encoder(config.model_copy(update=usual))))
+
+
+def _slowed(encoder: Encoder) -> bool:
+    """Whether its method changes short texts and queries too."""
+    return encoder.spec.long is not None and encoder.spec.long.extension == NTK
 
 
 def window_of(encoder: Encoder) -> int:
@@ -104,34 +138,41 @@ def method_of(encoder: Encoder) -> str:
     return (long.method if long else "split") + (", sharper" if long and long.attention_scaling else "")
 
 
-def measure(encoder: Encoder, haystack: Haystack, others: bool = True) -> dict[str, Scores]:
-    """Score an encoder's own method on a haystack, where it has one, and the `others`; vectors are held in memory."""
-    window, around = window_of(encoder), encoder.tokenizer.around
-    texts = [encoder.tokenizer.encode(text) for text in haystack.documents]
-    queries = encoder.encode_queries(haystack.queries)
-    alone = np.arange(len(texts))
-
-    def found(vectors: NDArray[np.float32], owners: NDArray[np.int64]) -> Scores:
-        return score(rank(queries, vectors, owners, _DEPTH)[0].tolist())
-
-    scores: dict[str, Scores] = {}
-    if others:
-        scores["bm25"] = score(_by_words(haystack))
-        scores[BASELINE] = found(
-            encoder.encode([shorten(ids, around[1], window) for ids in texts], alone), alone
-        )
-        pieces = [cut(ids, around, window) for ids in texts]
-        owners = np.repeat(alone, [len(each) for each in pieces])
-        vectors = encoder.encode([piece for each in pieces for piece in each], np.arange(len(owners)))
-        means = np.stack([vectors[owners == text].mean(axis=0) for text in alone])
-        scores["windows"] = found(means / np.linalg.norm(means, axis=1, keepdims=True), alone)
-        scores["best window"] = found(vectors, owners)
+def measure(encoder: Encoder, haystack: Haystack) -> dict[str, Scores]:
+    """Score an encoder's own method on a haystack, where it has one; vectors are held in memory."""
     most = encoder.spec.max_tokens
-    if most > window:
-        scores[method_of(encoder)] = found(
-            encoder.encode([shorten(ids, around[1], most) for ids in texts], alone), alone
-        )
-    return scores
+    return {method_of(encoder): _beginnings(encoder, haystack, most)} if most > window_of(encoder) else {}
+
+
+def measure_others(encoder: Encoder, haystack: Haystack) -> dict[str, Scores]:
+    """Score words alone, and what an encoder's model does with its window; vectors are held in memory."""
+    around, alone = encoder.tokenizer.around, np.arange(len(haystack.documents))
+    pieces = [cut(encoder.tokenizer.encode(text), around, window_of(encoder)) for text in haystack.documents]
+    owners = np.repeat(alone, [len(each) for each in pieces])
+    vectors = encoder.encode([piece for each in pieces for piece in each], np.arange(len(owners)))
+    means = np.stack([vectors[owners == text].mean(axis=0) for text in alone])
+    queries = encoder.encode_queries(haystack.queries)
+    return {
+        "bm25": score(_by_words(haystack)),
+        BASELINE: _beginnings(encoder, haystack, window_of(encoder)),
+        MEAN_OF_WINDOWS: _found(queries, means / np.linalg.norm(means, axis=1, keepdims=True), alone),
+        "best window": _found(queries, vectors, owners),
+    }
+
+
+def _beginnings(encoder: Encoder, haystack: Haystack, most: int) -> Scores:
+    """With the beginnings of the documents, so many tokens at most."""
+    texts = [encoder.tokenizer.encode(text) for text in haystack.documents]
+    alone = np.arange(len(texts))
+    vectors = encoder.encode([shorten(ids, encoder.tokenizer.around[1], most) for ids in texts], alone)
+    longer = sum(len(ids) > most for ids in texts)
+    return _found(encoder.encode_queries(haystack.queries), vectors, alone, longer)
+
+
+def _found(
+    queries: NDArray[np.float32], vectors: NDArray[np.float32], owners: NDArray[np.int64], truncated: int = 0
+) -> Scores:
+    return score(rank(queries, vectors, owners, _DEPTH)[0].tolist(), truncated)
 
 
 def _by_words(haystack: Haystack) -> Found:
@@ -145,12 +186,12 @@ def shorten(ids: NDArray[np.int32], after: int, most: int) -> NDArray[np.int32]:
     return ids if len(ids) <= most else np.concatenate([ids[: most - after], ids[len(ids) - after :]])
 
 
-def score(found: Found) -> Scores:
-    """Scores of a ranking where query n is answered by document n."""
+def score(found: Found, truncated: int = 0) -> Scores:
+    """Scores of a ranking where query n is answered by document n, of which so many were truncated."""
     places = [row.index(query) if query in row else _DEPTH for query, row in enumerate(found)]
     winners = [row[0] for row in found if row]
     hub = max((winners.count(document) for document in set(winners)), default=0)
-    return Scores(np.array(places, np.int64), hub)
+    return Scores(np.array(places, np.int64), hub, truncated)
 
 
 def rows(measured: Sequence[tuple[Task, int, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
@@ -175,7 +216,8 @@ def _summary(runs: Sequence[tuple[Scores, Scores]], plain: bool) -> dict[str, An
         means = [float(getattr(run, of).mean()) for run, _ in runs]
         said |= {name: round(float(np.mean(means)), 4), f"{name}_sd": round(float(np.std(means)), 4)}
         said[f"{name}_gain"] = None if plain else _gain(runs, of)
-    return said | {"hub": max(run.hub for run, _ in runs)}
+    truncated = sum(run.truncated for run, _ in runs)
+    return said | {"hub": max(run.hub for run, _ in runs), "truncated": truncated}
 
 
 def _gain(runs: Sequence[tuple[Scores, Scores]], of: str) -> list[float]:
