@@ -10,6 +10,7 @@ import pytest
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import check, describe, export, load_encoder
+from pipeline.encoders.checking import shape_by_shape
 from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER
 from pipeline.errors import EncoderError, UsageError
 
@@ -136,7 +137,7 @@ def test_a_broken_folder_is_refused(copied, damage, message):
 def test_checking_compares_with_the_model_shape_by_shape(exported, tiny_model, other_model, encoder_cache):
     config = EncoderConfig(cache=str(encoder_cache))
 
-    found = check(exported[0], "", config)
+    found = check(exported[0], "", config.model_copy(update={"codes": "of another encoder"}))
 
     assert found["passed"]
     assert {row["graph"] for row in found["rows"]} == {"exported", "optimised"}
@@ -145,6 +146,17 @@ def test_checking_compares_with_the_model_shape_by_shape(exported, tiny_model, o
         check(exported[0], str(other_model), config)
     with pytest.raises(UsageError, match="is no exported encoder"):
         check(tiny_model, "", config)
+
+
+@pytest.mark.parametrize(("least", "passed"), [(0.96, True), (0.94, False)])
+def test_a_batch_passes_by_its_least_cosine_as_at_the_gate(least, passed):
+    unit, across = np.ones((1, 400)) / 20, np.tile([1.0, -1.0], 200)[None] / 20
+    batch = (np.ones((1, 3), np.int64),) * 2
+
+    (row,) = shape_by_shape([unit], [least * unit + np.sqrt(1 - least**2) * across], [batch], "int8")
+
+    assert (row["rows"], row["tokens"], row["passed"]) == (1, 3, passed)
+    assert row["mean_cosine"] == pytest.approx(least)
 
 
 def test_checking_sees_a_graph_of_other_weights(copied, other_model, encoder_cache, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -105,7 +106,26 @@ def test_a_vector_does_not_depend_on_its_batch(extended):
 
     alone = np.concatenate([encoder.encode([row]) for row in rows])
     np.testing.assert_allclose(together, alone, atol=1e-6)
-    np.testing.assert_allclose(encoder.encode(rows[::-1])[::-1], together, atol=1e-6)
+
+
+def test_what_ran_before_does_not_change_a_vector(extended):
+    _, config = extended
+    encoder = load_encoder(config)
+    (short,) = rows_of(20)
+    (first,) = encoder.encode([short])
+
+    encoder.encode(rows_of(LONGEST, LONGEST))
+
+    np.testing.assert_array_equal(encoder.encode([short])[0], first)
+
+
+@pytest.mark.parametrize("text", ["", "a", "[CLS] [SEP] [PAD] [MASK] [UNK]", "[SEP] " * LONGEST])
+def test_texts_of_special_tokens_alone_have_vectors(extended, windowed, text):
+    for encoder in (extended[0], windowed):
+        ids = encoder.tokenizer.encode(text)[:LONGEST]
+        vectors = np.concatenate([encoder.encode([ids]), encoder.encode_queries([text])])
+
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
 
 
 def test_short_texts_keep_their_vectors_to_the_bit(extended, plain):
@@ -228,12 +248,9 @@ def test_windows_of_many_texts_share_batches(windowed):
     np.testing.assert_allclose(query, windowed.encode([windowed.tokenizer.encode(long)]), atol=1e-6)
 
 
-def test_the_version_of_an_encoder_without_any_of_this_is_the_same_as_ever(tmp_path):
+def test_each_way_with_long_texts_is_a_version_of_its_own(tmp_path):
     config = EncoderConfig(model=str(settings_folder(tmp_path / "model")), cache=str(tmp_path / "cache"))
 
-    assert (
-        describe(config).version == describe(config.model_copy(update={"long": "split", "dims": 384})).version
-    )
     versions = {
         describe(config.model_copy(update=changes)).version
         for changes in (
@@ -265,7 +282,26 @@ def test_what_is_no_extension_is_refused(tmp_path, changes, message):
         describe(config.model_copy(update=changes))
 
 
+@pytest.mark.parametrize(
+    ("long", "refused"), [("self-extend", True), ("pcw", False), ("ntk", False), ("late-chunking:ntk", False)]
+)
+def test_what_the_gate_could_not_run_is_refused(tmp_path, long, refused):
+    settings = {"model_type": "qwen3", "rope_theta": 1e6, "max_position_embeddings": 40960}
+    settings |= {"hidden_size": 8, "vocab_size": 9, "pad_token_id": 0}
+    folder = settings_folder(tmp_path / "model", **{"config.json": settings})
+    config = EncoderConfig(model=str(folder), cache=str(tmp_path), long=long, max_tokens=50000)
+
+    with pytest.raises(UsageError, match="at most 8192") if refused else nullcontext():
+        describe(config)
+
+
 ANY, LATE = ("split", "error", "truncate", "pcw"), "late-chunking"
+MODERNBERT = {  # as its configurations are published
+    "model_type": "modernbert",
+    "global_rope_theta": 160000.0,
+    "local_rope_theta": 10000.0,
+    "local_attention": 128,
+}
 TABLE, ANGLES = ("gp", "rp", "pi", "pi-dynamic"), ("ntk", "self-extend")
 
 
@@ -280,7 +316,7 @@ TABLE, ANGLES = ("gp", "rp", "pi", "pi-dynamic"), ("ntk", "self-extend")
         ({"model_type": "bert", "position_embedding_type": "relative_key"}, 512, ANY),
         ({"model_type": "t5", "max_position_embeddings": None}, None, ANY),
         ({"model_type": "longformer", "attention_window": [8], "pad_token_id": 1}, 510, ANY),
-        ({"model_type": "modernbert", "rope_theta": 1e4, "local_attention": 128}, 512, ANY + ANGLES),
+        (MODERNBERT, 512, ANY + ANGLES),
         ({"model_type": "qwen3", "rope_theta": 1e6}, 512, ANY + ANGLES),
         ({"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 64}, 512, ANY + ANGLES),
         ({"model_type": "mystery"}, 512, ANY),

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from pipeline.config import EncoderConfig
 from pipeline.encoders import describe, load_encoder, prepare
 from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, read_manifest
+from pipeline.encoders.prepare import put_in_place
 from pipeline.errors import EncoderError, ParityError
 
 
@@ -85,6 +86,33 @@ def test_two_builders_at_once_make_it_once(tiny_model, tmp_path):
     assert [builder.returncode for builder in builders] == [0, 0]
     assert said[0] == said[1]
     assert not list(tmp_path.glob(".building.*"))
+
+
+def test_what_a_killed_builder_left_goes_with_the_next_one(built):
+    spec = describe(built)
+    entry = prepare(spec, built)
+    (entry / GRAPH).unlink()
+    left = entry.parent / f".building.{entry.name}.abc"
+    left.mkdir()
+    other = entry.parent / ".building.other.abc"
+    other.mkdir()
+
+    prepare(spec, built)
+
+    assert (entry / GRAPH).is_file()
+    assert (left.exists(), other.exists()) == (False, True)
+
+
+def test_what_appears_where_an_encoder_is_to_be_stays(tmp_path):
+    building, entry = tmp_path / "building", tmp_path / "entry"
+    building.mkdir()
+    entry.mkdir()
+    (entry / "mine").touch()
+
+    with pytest.raises(OSError, match="not empty"):
+        put_in_place(building, {}, entry)
+
+    assert (entry / "mine").is_file()
 
 
 def test_a_model_of_nan_fails_the_gate_and_leaves_nothing(tmp_path):

@@ -37,6 +37,8 @@ Documents beyond the window are taken in passes, or, as "late-chunking:pi" says 
 then those beyond max_tokens are taken in passes of that size.
 """
 
+# The gate runs rows about the window: attention scores of one head at 8,193 tokens are 268 MB.
+_CHECKED = 8192
 # A table of 512 positions reaches 8,192 tokens this way, angles eight windows: further was never measured.
 _MOST = dict.fromkeys(LEARNED, 16) | dict.fromkeys(ROTARY, 8)
 
@@ -118,22 +120,33 @@ def describe_long(folder: ModelFolder, config: EncoderConfig, usual: int) -> tup
     window = positions.window or usual
     if extension == SELF_EXTEND and positions.sliding:
         window = min(window, positions.sliding)  # which is switched off, and changes no shorter text
-    if config.max_tokens <= window:
+    long = LongSpec(method, window, math.ceil(config.max_tokens / window), config.attention_scaling)
+    _check_reach(long, config.max_tokens)
+    return long, config.max_tokens
+
+
+def _check_reach(long: LongSpec, most: int) -> None:
+    """Raise UsageError where texts of `most` tokens are no extension of the window, or more than a method takes."""
+    asked = f"encoder.long = {long.method!r} with encoder.max_tokens = {most}"
+    if most <= long.window:
         raise UsageError(
-            f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
-            "tokens by itself",
-            f"encoder.max_tokens above {window}: the longest text that the model is to take at once",
-            f"Set encoder.max_tokens, for example to {4 * window}",
+            f"{asked}, and the model takes {long.window} tokens by itself",
+            f"encoder.max_tokens above {long.window}: the longest text that the model is to take at once",
+            f"Set encoder.max_tokens, for example to {4 * long.window}",
         )
-    factor = math.ceil(config.max_tokens / window)
-    if factor > _MOST.get(extension, factor):
+    times = _MOST.get(long.extension, long.factor)
+    if long.factor > times:
         raise UsageError(
-            f"encoder.long = {method!r} with encoder.max_tokens = {config.max_tokens}, and the model takes {window} "
-            "tokens by itself",
-            f"At most {_MOST[extension]} times as many, {_MOST[extension] * window}",
-            f"Lower encoder.max_tokens, or take encoder.long = {'pcw' if method == extension else LATE}",
+            f"{asked}, and the model takes {long.window} tokens by itself",
+            f"At most {times} times as many, {times * long.window}",
+            f"Lower encoder.max_tokens, or take encoder.long = {'pcw' if long.method == long.extension else LATE}",
         )
-    return LongSpec(method, window, factor, config.attention_scaling), config.max_tokens
+    if long.by_length and long.window > _CHECKED:
+        raise UsageError(
+            f"{asked}, and the model takes {long.window} tokens by itself",
+            f"A window of at most {_CHECKED}: the gate runs longer rows, and these take more memory than there is",
+            "Take encoder.long = pcw, or ntk without encoder.attention_scaling for rotary positions",
+        )
 
 
 def _check_scaling(config: EncoderConfig) -> None:

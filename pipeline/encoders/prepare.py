@@ -44,6 +44,7 @@ from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError, UsageError
 from pipeline.tokens import TEXT, Tokenizer, load_tokenizer
 
+_BUILDING = ".building."
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxscript", "numpy")
 _SAMPLES = (
     "Where does the water go?",
@@ -70,19 +71,29 @@ def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
         return prepare(spec.plain, config.model_copy(update={"codes": ""}))
     if spec.codes is None and is_exported(Path(spec.source)):
         return Path(spec.source)
+    return in_cache(config, spec.version, lambda entry: build(spec, entry, _maker(spec, config)))
+
+
+def in_cache(config: EncoderConfig, name: str, make: Callable[[Path], None]) -> Path:
+    """Return the cache's entry of this name, after `make` of its path where there is none, or a damaged one.
+
+    What a builder that was killed has left goes then. Raises EncoderError where the cache cannot be written.
+    """
     cache = cache_folder(config)
-    entry = cache / spec.version
+    entry = cache / name
     if is_whole(entry):
         return entry
     try:
         cache.mkdir(parents=True, exist_ok=True)
-        with lock(cache / f".{spec.version}.lock"):
+        with lock(cache / f".{name}.lock"):
             if not is_whole(entry):
-                build(spec, entry, _maker(spec, config))
+                for left in (entry, *cache.glob(f"{_BUILDING}{name}.*")):
+                    shutil.rmtree(left, ignore_errors=True)
+                make(entry)
     except OSError as error:
         raise EncoderError(
             f"the encoder cache {cache} cannot be written: {error}",
-            f"A folder we may write, with room for the model ({spec.source})",
+            "A folder we may write, with room for the model",
             "Set encoder.cache, or free some space",
         ) from error
     return entry
@@ -144,8 +155,7 @@ def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]
 
     `make` returns what the manifest says beside the spec.
     """
-    building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".building."))
-    try:
+    with building_beside(entry) as building:
         said = make(building)
         manifest = {
             "layout": LAYOUT,
@@ -155,6 +165,14 @@ def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
         put_in_place(building, manifest, entry)
+
+
+@contextmanager
+def building_beside(entry: Path) -> Iterator[Path]:
+    """A folder in which what is to be `entry` is built; it is gone afterwards, unless it was put in place."""
+    building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f"{_BUILDING}{entry.name}."))
+    try:
+        yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
@@ -162,11 +180,10 @@ def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]
 def put_in_place(building: Path, manifest: dict[str, Any], entry: Path) -> None:
     """Write the manifest, with the sizes of all files, into a folder that is built, and let it appear as `entry`.
 
-    A crash leaves no entry, or the whole of it.
+    A crash leaves no entry, or the whole of it. Raises OSError where something else is there already.
     """
     sizes = {file.name: file.stat().st_size for file in building.iterdir()}
     write_whole(building / MANIFEST, [json.dumps({**manifest, "files": sizes}, indent=2).encode("utf-8")])
-    shutil.rmtree(entry, ignore_errors=True)  # a damaged one
     os.chmod(building, 0o755)  # a cache may be shared; temporary folders are not
     os.rename(building, entry)
 
@@ -298,7 +315,7 @@ def probe(tokenizer: Tokenizer, vocabulary: int, pad_id: int, spec: EncoderSpec)
         asked = [np.concatenate([prompt, tokenizer.tokenize(text).ids]) for text in _SAMPLES[:2]]
         samples += [tokenizer.model_input(ids) for ids in asked]
     most = vocabulary or 1 + max(int(sample.max()) for sample in samples)
-    window = spec.long.window if spec.long and spec.long.extension else 0
+    window = spec.long.window if spec.long and spec.long.by_length else 0
     return probes(samples, most, pad_id, spec.longest_row, window)
 
 
