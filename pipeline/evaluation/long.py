@@ -110,7 +110,7 @@ def _opened(config: EncoderConfig) -> Iterator[tuple[Encoder, Encoder]]:
         raise UsageError(
             f"encoder.long = {long.method!r}: a vector for each chunk, and [chunking] says what those are",
             "A method that makes one vector of a long document, or split",
-            f"Measure it with headwater evaluate on queries of your own, or set encoder.long to "
+            f"Measure it with headwater evaluate retrieval on your own queries, or set encoder.long to "
             f"{long.extension or 'pcw'}",
         )
     with ExitStack() as stack:
