@@ -352,7 +352,9 @@ def test_codes_leave_no_place_for_aspects(settings):
 class Halved:
     """An encoder of two vectors side by side, of which the second is zero or not finite for some texts."""
 
-    spec = SimpleNamespace(version="f" * 64, source="fake", dims=8, max_tokens=64, codes=None, long=None)
+    spec = SimpleNamespace(
+        version="f" * 64, source="fake", dims=8, max_tokens=64, codes=None, long=None, row="text"
+    )
     late, batch_tokens = False, 1024
 
     def __init__(self):
