@@ -73,12 +73,12 @@ def _late() -> list[str]:
         f"{_signed(row['over_late'])} | {row['seconds']:.0f} |"
         for row in said["results"]["rows"]
     ]
-    names = ("set", "tokens a chunk", "method", "nDCG@10", "over plain", "over late", "seconds")
+    names = ("set", "tokens a chunk", "method", "nDCG@10", "over plain", "over late", "CPU seconds")
     head = f"| {' | '.join(names)} |\n|{'---|' * len(names)}\n"
     settings = said["settings"]
     note = (
         f"{settings['model']}; late: the window of {settings['window']} tokens, in passes; late:pi and so on: "
-        f"{settings['longest']:,} tokens at once. "
+        f"{settings['longest']:,} tokens at once. SET*4: four documents in a row are one. "
     ) + " ".join(
         f"{name}: {of['documents']:,} documents, {of['long documents']} longer than the window, the longest of "
         f"{of['longest']:,} tokens."
