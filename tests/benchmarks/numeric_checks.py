@@ -75,7 +75,7 @@ def _given() -> argparse.Namespace:
 
 def settings_of(model: str, way: str, most: int) -> EncoderConfig:
     """The encoder's settings; `most` tokens where a way takes more than the window."""
-    base = {"model": model, "provider": "cpu", "threads": 1}
+    base = {"model": model, "provider": "cpu", "threads": 1, "batch_tokens": 1 << 20}  # all rows in one batch
     if way in ("fp16", "int8"):
         return EncoderConfig(**base, precision=way)
     if way == "plain":
@@ -100,7 +100,6 @@ def measure(config: EncoderConfig, plain: Encoder | None, way: str) -> tuple[dic
     lengths = {3, window // 4, window - 1, window, window + 1, 2 * window, longest}
     rows = rows_of(encoder, sorted(lengths))
     alone = np.concatenate([encoder.encode([row]) for row in rows])
-    encoder.batch_tokens = sum(map(len, rows)) * len(rows)
     after = np.concatenate([encoder.encode([rows[-1]]), encoder.encode([rows[0]])])[1]
     row = {
         "torch": max(one["difference"] for one in against),
