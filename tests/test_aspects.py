@@ -4,6 +4,7 @@ import json
 import pickle
 import shutil
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
 import documents
@@ -286,6 +287,15 @@ def test_sizes_and_exits_share_a_run_and_other_encoders_do_not(settings, wide_mo
         for together in runs_of({"": main, **describe_aspects(several, main)})
     ]
     assert found == [[{"": 32, "small": 16}, {"half": 32, "tiny": 8}], [{"wide": 48}]]
+
+
+def test_encoders_whose_graph_knows_the_querys_prompt_share_no_run(settings):
+    main = describe(settings().encoder)
+    asked = replace(main, query_prompt="asked: ")
+    trained = [replace(one, modules=("latent-attention:a", "mean", "normalize")) for one in (main, asked)]
+
+    assert len(runs_of({"": main, "asked": asked})) == 1
+    assert len(runs_of(dict(zip(("", "asked"), trained, strict=True)))) == 2
 
 
 def test_exits_of_one_model_are_one_graph_with_its_weights_once(settings):

@@ -85,6 +85,8 @@ def test_an_onnx_graph_and_its_data_where_there_is_nothing_else(tmp_path, place)
         ({"model.safetensors": None}, "no weights"),
         ({"model.safetensors": None, INDEX: {"weight_map": {"a": "gone.safetensors"}}}, "gone.safetensors"),
         ({"model.safetensors": None, INDEX: {"weight_map": {"a": "../x.safetensors"}}}, "x.safetensors"),
+        ({"model.safetensors": None, INDEX: {"weight_map": ["a.safetensors"]}}, "names no files"),
+        ({"model.safetensors": None, INDEX: {"weight_map": {"a": 3}}}, "names 3"),
         ({"config.json": None}, "config.json is missing"),
         ({"config.json": {"hidden_size": 3}}, "no model_type"),
         ({"config.json": b"{"}, "cannot be read"),

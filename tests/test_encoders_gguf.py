@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 
 import encoder_models
 import pytest
@@ -33,6 +34,29 @@ def test_a_file_cut_within_its_tensors_says_so(whole, tmp_path, missing):
     with pytest.raises(
         EncoderError, match=rf"has {len(content) - missing:,} bytes.*reach to {len(content):,}"
     ):
+        read_gguf(file)
+
+
+def header(*pairs):
+    """A file without tensors, and these pairs: a key, the number of a type, and a value's bytes."""
+    said = b"".join(
+        struct.pack("<Q", len(key)) + key + struct.pack("<I", kind) + value for key, kind, value in pairs
+    )
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + said
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        header((b"deep", 9, struct.pack("<IQ", 9, 1) * 5000)),
+        header((b"general.alignment", 6, struct.pack("<f", float("inf")))),
+        header((b"general.alignment", 5, struct.pack("<i", -32))),
+    ],
+)
+def test_a_header_that_no_writer_makes_is_refused(tmp_path, content):
+    file = tmp_path / "odd.gguf"
+    file.write_bytes(content)
+    with pytest.raises(EncoderError, match="cannot be read"):
         read_gguf(file)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from pipeline.config import EncoderConfig
-from pipeline.encoders import describe, load_encoder, prepare
+from pipeline.encoders import describe, export, exporting, load_encoder, prepare
 from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, read_manifest
 from pipeline.encoders.prepare import put_in_place
 from pipeline.errors import EncoderError, ParityError
@@ -113,6 +114,45 @@ def test_what_appears_where_an_encoder_is_to_be_stays(tmp_path):
         put_in_place(building, {}, entry)
 
     assert (entry / "mine").is_file()
+
+
+def test_a_model_that_changes_while_it_is_read_makes_no_encoder(tmp_path, monkeypatch):
+    folder, other = models.tiny_bert(tmp_path / "model"), models.tiny_bert(tmp_path / "other", seed=5)
+    read = exporting.from_torch
+
+    def changed(*given):
+        shutil.copyfile(other / "model.safetensors", folder / "model.safetensors")
+        return read(*given)
+
+    monkeypatch.setattr(exporting, "from_torch", changed)
+    config = EncoderConfig(model=str(folder), cache=str(tmp_path / "cache"))
+
+    with pytest.raises(EncoderError, match="make encoder version"):
+        load_encoder(config)
+    assert not list((tmp_path / "cache").glob("*/manifest.json"))
+
+
+def test_an_encoder_that_another_export_has_put_there_is_taken(built, tmp_path, monkeypatch):
+    spec = describe(built)
+    there = prepare(spec, built)
+
+    def late(_building, _manifest, entry):
+        shutil.copytree(there, entry)
+        raise OSError(errno.ENOTEMPTY, "Directory not empty")
+
+    monkeypatch.setitem(prepare.__globals__, "put_in_place", late)
+    export(built, tmp_path / "out")
+
+    assert read_manifest(tmp_path / "out")["version"] == spec.version
+
+
+def test_a_link_to_an_empty_folder_is_filled(built, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+
+    export(built, tmp_path / "link")
+
+    assert (tmp_path / "real" / GRAPH).is_file()
 
 
 def test_a_model_of_nan_fails_the_gate_and_leaves_nothing(tmp_path):

@@ -357,6 +357,24 @@ def test_a_checkpoint_whose_pooling_is_damaged_is_refused(tmp_path, change, mess
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize("value", [None, "abc", [1], 2.5, 0, True])
+def test_settings_of_a_pooling_that_are_no_numbers_are_refused(tmp_path, value):
+    folder = encoder_models.tiny_nvembed(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    config["latent_attention_config"]["num_cross_heads"] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(EncoderError, match=r"num_cross_heads = .*A whole number above 0"):
+        describe(EncoderConfig(model=str(folder)))
+
+
+def test_settings_of_a_pooling_that_are_none_are_refused(tmp_path):
+    folder = encoder_models.tiny_nvembed(tmp_path)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"latent_attention_config": "large"}))
+    with pytest.raises(EncoderError, match="latent_attention_config = 'large'"):
+        describe(EncoderConfig(model=str(folder)))
+
+
 def test_fewer_layers_told_apart_than_the_model_has_are_refused(tmp_path):
     folder = encoder_models.tiny_multi_layer(tmp_path, layers=3)
     with pytest.raises(EncoderError, match=r"pos_emb.weight of shape \(3, 32\) .* \(4, 32\)"):
@@ -390,5 +408,9 @@ def test_a_prompt_around_a_query_is_another_version_and_has_one_place(tmp_path):
     folder = encoder_models.settings_folder(tmp_path)
     prompts = ("asked: ", "asked: {text}\nanswered:")
     assert len({describe(EncoderConfig(model=str(folder), query_prompt=one)).version for one in prompts}) == 2
+    behind = [
+        describe(EncoderConfig(model=str(folder), query_prompt=one)).version for one in ("q: ", "q: {text}")
+    ]
+    assert behind[0] == behind[1]
     with pytest.raises(UsageError, match="2 places for the text"):
         describe(EncoderConfig(model=str(folder), query_prompt="{text} or {text}"))

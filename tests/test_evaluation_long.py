@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from pipeline.cli.app import app
 from pipeline.config import EncoderConfig
-from pipeline.encoders import export
+from pipeline.encoders import describe, export
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
 from pipeline.evaluation.facts import FACTS
@@ -186,6 +186,16 @@ def test_late_chunking_has_no_vector_of_a_document(tiny_model, encoder_cache, me
         UsageError, match=rf"'{method}': a vector for each chunk.*set encoder.long to {instead}"
     ):
         evaluate_long(config, [128], 1)
+
+
+@pytest.mark.parametrize("beyond", [0, 20])
+def test_a_prompt_that_leaves_no_room_in_a_window_is_refused(tiny_model, encoder_cache, beyond):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="pi", max_tokens=200)
+    window = describe(config).long.window
+    prompt = "river " * (window - 2 + beyond)
+
+    with pytest.raises(UsageError, match=f"a row of the model takes {window}"):
+        evaluate_long(config.model_copy(update={"document_prompt": prompt}), [128], 1)
 
 
 def test_the_command(tiny_model, encoder_cache):

@@ -161,7 +161,7 @@ def _without_size(spec: EncoderSpec) -> EncoderSpec:
     """What encoders have in common whose document vectors are slices of each other's.
 
     That they are where nothing but a normalisation follows the slice. What is done with a document before it is
-    embedded is left out.
+    embedded is left out; a query's prompt is not where its tokens are known to the graph.
     """
     if spec.long and spec.long.method in PLAIN:
         spec = replace(spec, long=None)
@@ -169,7 +169,8 @@ def _without_size(spec: EncoderSpec) -> EncoderSpec:
     if sliced and spec.modules[sliced[-1] + 1 :] not in ((), ("normalize",)):
         return spec
     modules = tuple(module for module in spec.modules if not module.startswith("slice:"))
-    return replace(spec, query_prompt="", dims=0, modules=modules)
+    known = any(module.startswith("latent-attention:") for module in modules)
+    return replace(spec, query_prompt=spec.query_prompt if known else "", dims=0, modules=modules)
 
 
 def _check_length(name: str, spec: EncoderSpec, longest: int, chunk: int) -> None:

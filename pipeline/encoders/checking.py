@@ -19,7 +19,7 @@ from pipeline.encoders.prepare import as_run, check_source, model_of, probe
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.space import Space, load_space
 from pipeline.encoders.spec import EncoderSpec
-from pipeline.errors import UsageError
+from pipeline.errors import EncoderError, UsageError
 from pipeline.tokens import load_tokenizer
 
 
@@ -37,7 +37,8 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
             "Check the folder",
         )
     manifest = read_manifest(folder)
-    spec = replace(read_exported(folder), source=locate(model or manifest["spec"]["source"]).source)
+    spec = read_exported(folder)
+    spec = replace(spec, source=_find(model or manifest["spec"]["source"]))
     space = load_space(folder, spec.modules)
     plain = EncoderSpec.read(manifest["plain"], spec.source) if space else spec
     check_source(plain, config.model_copy(update={"codes": ""}))
@@ -57,6 +58,17 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
         "rows": rows,
         "passed": passed,
     }
+
+
+def _find(model: str) -> str:
+    try:
+        return locate(model).source
+    except EncoderError as error:
+        raise EncoderError(
+            error.got,
+            "The model that the encoder was exported from",
+            "Say where it is now: --model FOLDER_OR_ID",
+        ) from error
 
 
 def shape_by_shape(

@@ -134,7 +134,7 @@ def _prompt(folder: ModelFolder, asked: str | None, names: tuple[str, ...]) -> s
                 f"{TEXT} once, or not at all: then the text comes behind the prompt",
                 "Leave out the others",
             )
-        return asked
+        return asked.removesuffix(TEXT)
     names = (*names, folder.default_prompt)
     return next((folder.prompts[name] for name in names if name in folder.prompts), "")
 

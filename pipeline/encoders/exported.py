@@ -74,6 +74,8 @@ def read_exported(folder: Path) -> EncoderSpec:
         spec = EncoderSpec.read(manifest["spec"], str(folder))
         if manifest["spec"].get("codes"):
             raise ValueError("an encoder with codes")
+        if not {"pad_id", "vocabulary"} <= set(manifest):
+            raise ValueError("no pad_id or vocabulary")
         if spec.version != manifest["version"]:
             raise ValueError(f"its spec is that of version {spec.version}")
     except (KeyError, TypeError, ValueError, AttributeError) as error:

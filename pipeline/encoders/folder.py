@@ -297,8 +297,9 @@ def find_weights(folder: Path) -> tuple[Literal["safetensors", "onnx"], tuple[Pa
         return "safetensors", (folder / "model.safetensors",)
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        shards = tuple(folder / str(name) for name in names)
+        said = read_json(index).get("weight_map")
+        names = {str(name) for name in said.values()} if isinstance(said, dict) else set[str]()
+        shards = tuple(folder / name for name in sorted(names))
         missing = [shard.name for shard in shards if shard.parent != folder or not shard.is_file()]
         if missing or not shards:
             raise EncoderError(

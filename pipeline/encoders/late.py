@@ -102,7 +102,7 @@ class Means:
             named = owners[counted][starts]
             some = states[counted, : self._sums.shape[1]]
             self._sums[named] += np.add.reduceat(some, starts, axis=0, dtype=np.float64)
-            self._counts += np.bincount(owners[counted], minlength=len(self._counts))
+            self._counts[named] += np.diff(starts, append=counted.sum())
 
     def vectors(self, normalised: bool) -> NDArray[np.float32]:
         """The means, float32[chunks, dims], normalised where the model's vectors are; 0 where nothing was counted."""

@@ -119,18 +119,25 @@ def export(config: EncoderConfig, out: Path) -> dict[str, Any]:
 
 def write_out(spec: EncoderSpec, out: Path, make: Callable[[Path], dict[str, Any]]) -> None:
     """Build an encoder in the folder `out` unless it lies there; raises UsageError where something else does."""
-    if is_whole(out) and read_manifest(out)["version"] == spec.version:
+    out = out.resolve()  # a link to a folder cannot be replaced by one
+    if _lies_at(spec, out):
         return
     check_out(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         build(spec, out, make)
     except OSError as error:
+        if _lies_at(spec, out):  # another export was quicker
+            return
         raise EncoderError(
             f"{out} cannot be written: {error}",
             "A folder we may write, with room for the model",
             "Check --out",
         ) from error
+
+
+def _lies_at(spec: EncoderSpec, out: Path) -> bool:
+    return is_whole(out) and read_manifest(out)["version"] == spec.version
 
 
 def check_out(out: Path) -> None:
@@ -267,6 +274,7 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
         figures[name] = check_parity(f"the {name} graph", spec.precision, reference, run, inputs)
+    check_source(spec, config)  # files that changed while they were read would have passed the gate, too
     said = {"pad_id": folder.pad_id, "vocabulary": folder.vocabulary, "parity": _as_json(figures)}
     return said | ({"wording": asdict(wording)} if wording else {})
 

@@ -26,6 +26,7 @@ from pipeline.encoders.exported import is_exported
 from pipeline.encoders.locate import locate
 from pipeline.encoders.long import NTK
 from pipeline.encoders.pieces import cut
+from pipeline.encoders.prepare import check_room
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
 from pipeline.evaluation.bootstrap import paired
@@ -85,6 +86,8 @@ def evaluate_long(
     observe(Progress("preparing the encoder"))
     measured: list[tuple[Task, int, dict[str, Scores]]] = []
     with _opened(config.model_copy(update={"codes": ""})) as (encoder, plain):
+        for tokenizer in (encoder.tokenizer, encoder.query_tokenizer):
+            check_room(tokenizer, window_of(encoder))
         for number, haystack in enumerate(haystacks):
             observe(Progress("embedding", number, len(haystacks)))
             scores = measure_others(plain, haystack) | measure(encoder, haystack)

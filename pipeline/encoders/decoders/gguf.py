@@ -74,7 +74,7 @@ def read_gguf(file: Path) -> ModelFolder:
     try:
         with file.open("rb") as stream:
             values, needed = _header(stream)
-    except (OSError, ValueError, KeyError, struct.error, UnicodeDecodeError) as error:
+    except (OSError, ValueError, KeyError, struct.error, RecursionError, OverflowError) as error:
         raise EncoderError(
             f"{file} cannot be read: {error}", "A whole GGUF file of version 2 or 3", "Fetch the model again"
         ) from None
@@ -141,6 +141,8 @@ def _header(stream: BinaryIO) -> tuple[dict[str, Any], int]:
     values = {_string(stream): _value(stream, _number(stream, 4)) for _ in range(count)}
     ends = [_tensor_end(stream) for _ in range(tensors)]
     alignment = int(values.get(_ALIGNMENT) or _USUAL_ALIGNMENT)
+    if alignment < 1:
+        raise ValueError(f"an alignment of {alignment}")
     return values, -(-stream.tell() // alignment) * alignment + max(ends) if ends else stream.tell()
 
 

@@ -63,7 +63,16 @@ def read_nvembed(root: Path) -> ModelFolder:
 def latent_settings(folder: ModelFolder) -> dict[str, Any] | None:
     """The settings of an NV-Embed checkpoint's latent attention, where it says them; None for any other model."""
     said = folder.config.get(TYPE)
-    return None if said is None else dict(said.get(_POOLING) or {})
+    if said is None:
+        return None
+    found = said.get(_POOLING) or {}
+    if not isinstance(found, dict):
+        raise EncoderError(
+            f"{_POOLING} = {found!r} in {folder.root / 'config.json'}",
+            "Its settings",
+            "Fetch the model again",
+        )
+    return found
 
 
 def pools_prompt(folder: ModelFolder) -> bool:

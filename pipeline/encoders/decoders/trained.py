@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,9 +61,9 @@ def find_trained(folder: ModelFolder, kind: str) -> TrainedPooling:
     hidden = hidden_of(folder)
     if kind == LATENT:
         said = latent_settings(folder) or {}
-        heads = int(said.get("num_cross_heads", 8))
-        inner = heads * int(said.get("cross_dim_head", 4096))
-        latents = int(said.get("num_latents_value", 512))
+        heads = _whole(folder, said, "num_cross_heads", 8)
+        inner = heads * _whole(folder, said, "cross_dim_head", 4096)
+        latents = _whole(folder, said, "num_latents_value", 512)
         files = folder.weights if folder.format == "safetensors" else ()
         found = TrainedPooling("latent-attention", files, _PREFIX, heads, pools_prompt(folder))
         _check(folder, found, _read_shapes(found), _expected(hidden, inner, latents))
@@ -71,9 +72,20 @@ def find_trained(folder: ModelFolder, kind: str) -> TrainedPooling:
     found = TrainedPooling("multi-layer", (beside,) if beside.is_file() else (), "", _HEADS)
     shapes = _read_shapes(found)
     inner, latents, layers = ((shapes.get(name) or (0,))[0] for name in (QUERIES, LATENTS, LAYERS))
-    wanted = _expected(hidden, max(inner // _HEADS, 1) * _HEADS, latents)
+    wanted = _expected(hidden, max(inner // _HEADS, 1) * _HEADS, max(latents, 1))
     _check(folder, found, shapes, {**wanted, LAYERS: (max(layers, layers_of(folder)), hidden)})
     return found
+
+
+def _whole(folder: ModelFolder, said: Mapping[str, Any], name: str, usual: int) -> int:
+    value = said.get(name, usual)
+    if type(value) is not int or value < 1:
+        raise EncoderError(
+            f"{name} = {value!r} in the settings of the latent attention of {folder.root}",
+            "A whole number above 0",
+            "Fetch the model again",
+        )
+    return value
 
 
 def load_trained(trained: TrainedPooling) -> dict[str, NDArray[np.float32]]:
