@@ -18,7 +18,7 @@ from pipeline.book import Book
 from pipeline.config import Settings, StoreConfig
 from pipeline.encoders import describe, describe_aspects, prepare_encoder
 from pipeline.errors import CollectionHeld, CountMismatch, DeletesRefused, LeaseLost, StoreHeld, UsageError
-from pipeline.job import Job, check_target, make_chunker, open_job
+from pipeline.job import Job, check_target, make_chunker, open_job, too_long
 from pipeline.schemas import Observer, Progress, Split, SplitAck
 from pipeline.snapshot import Snapshot
 from pipeline.sources import Source, open_source
@@ -90,7 +90,7 @@ def ingest(
         source = open_source(uri, settings.source, Path(scratch))
         stack.callback(executor.close)
         # what is wrong with the encoders is said before anything is written
-        describe_aspects(settings, describe(settings.encoder))
+        _describe(settings)
         store, lease = hold_collection(settings, executor, stop, stack)
         observe(Progress("preparing the encoder"))
         spec, tokenizer = prepare_encoder(settings.encoder)
@@ -119,6 +119,13 @@ def ingest(
             metrics.record(metrics.FINISHED, time.time())
         log.info("run_finished", **summary.as_dict())
         return summary
+
+
+def _describe(settings: Settings) -> None:
+    """Raise UsageError or EncoderError for encoders that cannot be, or not with these chunks; nothing is exported."""
+    spec = describe(settings.encoder)
+    too_long(settings, spec)
+    describe_aspects(settings, spec)
 
 
 def hold_collection(

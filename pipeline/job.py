@@ -58,11 +58,14 @@ def check_target(settings: Settings) -> None:
 
 def make_chunker(settings: Settings, spec: EncoderSpec, tokenizer: Tokenizer) -> Chunker:
     """The chunker of these settings, cutting by the encoder's own tokens."""
-    return Chunker(tokenizer, settings.chunking, spec.max_tokens, _too_long(settings, spec))
+    return Chunker(tokenizer, settings.chunking, spec.max_tokens, too_long(settings, spec))
 
 
-def _too_long(settings: Settings, spec: EncoderSpec) -> TooLong:
-    """What happens to documents that are longer than a chunk: where chunks were asked for, they are cut into them."""
+def too_long(settings: Settings, spec: EncoderSpec) -> TooLong:
+    """What happens to documents that are longer than a chunk: where chunks were asked for, they are cut into them.
+
+    Raises UsageError for chunks that the encoder's way with long documents cannot have.
+    """
     method = spec.long.method if spec.long else "split"
     if method in ("error", "truncate") and settings.chunking.max_tokens:
         raise UsageError(

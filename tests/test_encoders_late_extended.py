@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import documents
 import encoder_models
 import numpy as np
 import pytest
+import runs
 import torch
 from encoder_models import settings_folder
 from transformers import AutoModel
@@ -239,6 +241,14 @@ def test_another_pooling_has_no_states_to_share(tmp_path):
 
     with pytest.raises(UsageError, match=r"One of split, error, truncate, pcw, gp, rp, pi, pi-dynamic\."):
         describe(EncoderConfig(model=str(cls), cache=str(tmp_path), long="late-chunking:pi", max_tokens=1024))
+
+
+def test_a_run_that_does_not_cut_them_ends_before_the_encoder_is_exported(tmp_path, tiny_model):
+    source = documents.write(tmp_path / "docs.parquet", documents.rows(2))
+    late = {"encoder__long": "late-chunking", "chunking__max_tokens": 0}
+    with pytest.raises(UsageError, match=r"'late-chunking' with chunking.max_tokens = 0"):
+        runs.run(source, runs.settings(tiny_model, tmp_path / "cache", f"memory:{tmp_path}", **late))
+    assert not list((tmp_path / "cache").glob("*/model.onnx"))
 
 
 def test_documents_must_be_cut_for_it(encoder, settings):

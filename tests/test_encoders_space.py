@@ -270,7 +270,7 @@ def test_the_command(tiny_model, encoder_cache, tmp_path):
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["space"] == {"kind": "centre", "texts": 150}
     for flags, said in [
-        (["--space", "centre"], "--space or --sample alone"),
+        (["--space", "centre"], "--space without --sample"),
         (["--space", "centre", "--sample", str(file)], "without 'text'; its columns are body, n"),
         (["--space", "centre", "--sample", str(file), "--text", "n"], "of type int64"),
         (["--space", "whiten:3", "--sample", str(tmp_path / "no.parquet")], "cannot be read"),

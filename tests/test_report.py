@@ -1,7 +1,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cli.report import Clock
+from pipeline.cli.report import Clock, progress
+from pipeline.schemas import Progress
 
 
 @given(st.lists(st.tuples(st.floats(0.01, 100), st.integers(0, 50)), min_size=1, max_size=50))
@@ -22,3 +23,12 @@ def test_documents_of_earlier_attempts_do_not_count_into_the_rate():
     clock = Clock(0.0, 1000)
     assert clock.rate(10.0, 1050) == 5.0
     assert clock.left(10.0, 1050, 1100) == 10.0
+
+
+def test_every_stage_says_how_far_it_is_where_that_is_known(capsys):
+    with progress() as observe:
+        observe(Progress("exporting the model"))
+        observe(Progress("embedding", 3, 40))
+    said = capsys.readouterr().err
+    assert "exporting the model …" in said
+    assert "embedding: 3 of 40 …" in said

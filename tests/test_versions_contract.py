@@ -42,6 +42,17 @@ def test_another_encoder_is_refused_with_the_three_ways_on_also_where_its_points
             assert way in refused.value.do
 
 
+def test_another_version_of_the_same_model_is_told_apart_by_its_settings():
+    late = replace(PLAIN, settings={"long": "late-chunking"})
+    with pytest.raises(
+        CollectionMismatch, match="precision = 'fp32', max_tokens = 256, long = 'late-chunking'"
+    ):
+        late.check_encoder("v1", "minilm", "docs")
+    with pytest.raises(CollectionMismatch) as refused:
+        late.check_encoder("v1", "mpnet", "docs")
+    assert "late-chunking" not in str(refused.value)
+
+
 def test_the_encoder_is_the_contracts_and_run_as_asked():
     how = EncoderConfig(cache="here", threads=2, codes="c", query_prompt="")
     config = PLAIN.encoder_config(how)

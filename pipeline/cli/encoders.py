@@ -80,15 +80,15 @@ def export(
     settings = options.settings(config, set, {f"encoder.{name}": value for name, value in flags.items()})
     if (space is None) != (sample is None):
         raise UsageError(
-            "--space or --sample alone",
-            "Both: a space is fitted on a sample",
+            f"--{'sample' if space is None else 'space'} without --{'space' if space is None else 'sample'}",
+            "Both: a space is fitted on a sample of texts",
             "Add the other, or leave both out",
         )
-    if space is None or sample is None:
-        manifest = encoders.export(settings.encoder, out)
-    else:
-        texts = encoders.read_sample(sample, text)
-        with progress() as observe:
+    texts = encoders.read_sample(sample, text) if sample else []
+    with progress() as observe:
+        if space is None:
+            manifest = encoders.export(settings.encoder, out, observe)
+        else:
             manifest = encoders.export_spaced(settings.encoder, out, space, texts, observe)
     print_result({"encoder": str(out), **manifest}, json_out, lambda: print_table(str(out), _said(manifest)))
 
@@ -105,7 +105,8 @@ def check(
 ) -> None:
     """Compare an exported encoder with its model, run by torch, at several shapes. Exit code 1: they differ."""
     settings = options.settings(config, set, {})
-    found = encoders.check(folder, model, settings.encoder)
+    with progress() as observe:
+        found = encoders.check(folder, model, settings.encoder, observe)
     print_result(found, json_out, lambda: print_rows(_COLUMNS, [_columns(row) for row in found["rows"]]))
     if not found["passed"]:
         say(f"{folder} does not reproduce {found['model']}: export it again")

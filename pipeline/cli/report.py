@@ -219,11 +219,11 @@ class _Lines:
         if logs.as_json():
             log.info("progress", stage=state.stage, documents=state.documents, total=state.total)
             return
+        total = f" of {state.total:,}" if state.total is not None else ""
         if state.stage != "indexing":
-            console.print(f"{state.stage} …")
+            console.print(f"{state.stage}: {state.documents:,}{total} …" if total else f"{state.stage} …")
             return
         self._clock = self._clock or Clock(now, state.documents)
-        total = f" of {state.total:,}" if state.total is not None else ""
         console.print(f"indexing: {state.documents:,}{total} documents{_speed(self._clock, state, now)}")
 
 

@@ -20,10 +20,13 @@ from pipeline.encoders.runtime import open_session
 from pipeline.encoders.space import Space, load_space
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError, UsageError
+from pipeline.schemas import Observer, Progress
 from pipeline.tokens import load_tokenizer
 
 
-def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
+def check(
+    folder: Path, model: str, config: EncoderConfig, observe: Observer = lambda _: None
+) -> dict[str, Any]:
     """Run the probes through an exported encoder and through torch, as JSON values.
 
     `model`: where the model is now; "" takes the name it was exported under. `rows` holds the figures of each shape,
@@ -43,10 +46,12 @@ def check(folder: Path, model: str, config: EncoderConfig) -> dict[str, Any]:
     plain = EncoderSpec.read(manifest["plain"], spec.source) if space else spec
     check_source(plain, config.model_copy(update={"codes": ""}))
     inputs = probe(load_tokenizer(folder / TOKENIZER), manifest["vocabulary"], manifest["pad_id"], plain)
+    observe(Progress("running the model"))
     reference = vectors_of(plain, inputs, space, Wording.read(manifest))
     rows, passed = [], True
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))
+        observe(Progress(f"running the {name} graph"))
         got = [run(ids, mask) for ids, mask in inputs]
         rows += [{"graph": name} | row for row in shape_by_shape(reference, got, inputs, spec.precision)]
         passed &= passes(compare(list(zip(reference, got, strict=True))), spec.precision)

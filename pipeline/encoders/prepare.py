@@ -42,6 +42,7 @@ from pipeline.encoders.parity import Figures, Inputs, Run, check_parity, probes
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.errors import EncoderError, UsageError
+from pipeline.schemas import Observer, Progress
 from pipeline.tokens import TEXT, Tokenizer, load_tokenizer
 
 _BUILDING = ".building."
@@ -99,7 +100,7 @@ def in_cache(config: EncoderConfig, name: str, make: Callable[[Path], None]) -> 
     return entry
 
 
-def export(config: EncoderConfig, out: Path) -> dict[str, Any]:
+def export(config: EncoderConfig, out: Path, observe: Observer = lambda _: None) -> dict[str, Any]:
     """Write the encoder of these settings, without codes, to a folder of its own; returns its manifest.
 
     Crash-safe: the folder appears whole, by a rename, once it has passed the gate; one that is there already is left
@@ -113,7 +114,7 @@ def export(config: EncoderConfig, out: Path) -> dict[str, Any]:
             "A model's folder or id",
             "Copy the folder as it is",
         )
-    write_out(spec, out, _maker(spec, config))
+    write_out(spec, out, _maker(spec, config, observe))
     return read_manifest(out)
 
 
@@ -151,10 +152,13 @@ def model_of(spec: EncoderSpec) -> ModelFolder:
     return sliced(as_encoder(read_model(locate(spec.source).folder), spec.decoder), spec.dims)
 
 
-def _maker(spec: EncoderSpec, config: EncoderConfig) -> Callable[[Path], dict[str, Any]]:
+def _maker(
+    spec: EncoderSpec, config: EncoderConfig, observe: Observer = lambda _: None
+) -> Callable[[Path], dict[str, Any]]:
     """What writes this encoder's files into a folder."""
-    export_it = _export if spec.codes is None else _export_coded
-    return lambda building: export_it(spec, config, building)
+    if spec.codes:
+        return lambda building: _export_coded(spec, config, building)
+    return lambda building: _export(spec, config, building, observe)
 
 
 def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]) -> None:
@@ -242,7 +246,7 @@ def check_room(tokenizer: Tokenizer, most: int) -> None:
         )
 
 
-def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[str, Any]:
+def _export(spec: EncoderSpec, config: EncoderConfig, building: Path, observe: Observer) -> dict[str, Any]:
     """Write tokenizer and graph, and hold the graph to the model before and after onnxruntime's optimisations.
 
     Returns what the manifest says beside the spec.
@@ -260,6 +264,7 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
     for prompt in (spec.document_prompt, spec.query_prompt):
         check_room(load_tokenizer(building / TOKENIZER, prompt), spec.longest_row)
     inputs = probe(load_tokenizer(building / TOKENIZER), folder.vocabulary, folder.pad_id, spec)
+    observe(Progress("exporting the model"))
     if folder.format == "onnx":
         graph, states, reference = from_graph(folder, inputs)
     else:
@@ -270,6 +275,7 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path) -> dict[st
         to_int8(graph, inputs)
     append_head(graph, states, folder.head, output_beside(spec), wording.left_out if wording else ())
     save_graph(graph, building / GRAPH)
+    observe(Progress("comparing with the model"))
     figures = {}
     for name, optimise in (("exported", False), ("optimised", True)):
         run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))

@@ -186,9 +186,11 @@ class Contract:
     def check_encoder(self, version: str, model: str, collection: str) -> None:
         """Raise CollectionMismatch unless the encoder at hand is the one that made the vectors."""
         if version != self.encoder_version:
+            how = {"precision": self.precision, "max_tokens": self.max_tokens, **self.settings}
+            said = f" ({', '.join(f'{name} = {value!r}' for name, value in how.items())})"
             raise CollectionMismatch(
-                f"encoder {model!r} has version {version}, "
-                f"but collection {collection!r} holds vectors of {self.model!r}, version {self.encoder_version}",
+                f"encoder {model!r} has version {version}, but collection {collection!r} holds vectors of "
+                f"{self.model!r}, version {self.encoder_version}{said if model == self.model else ''}",
                 "Vectors of two encoders cannot be compared, whatever their dimension",
                 f"Use the encoder the collection was made with. Or go over to this one: headwater reindex --to {model} "
                 "--bridge DIR keeps the collection and maps its vectors at once (headwater versions bridge makes DIR), "

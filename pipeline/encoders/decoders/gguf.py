@@ -122,7 +122,7 @@ def loadable(folder: ModelFolder) -> Iterator[tuple[str, dict[str, str]]]:
     missing = [name for name in _NEEDED if importlib.util.find_spec(name) is None]
     if missing:
         raise EncoderError(
-            f"{file} is a GGUF file, and {' and '.join(missing)} is not installed",
+            f"{file} is a GGUF file, and this Python has no {' and no '.join(missing)}",
             "The packages with which transformers reads such files",
             "pip install 'headwater[gguf]'",
         )
