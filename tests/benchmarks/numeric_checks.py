@@ -54,7 +54,10 @@ def main() -> None:
             except UsageError:
                 continue
             row, encoder = measure(config, plain, way)
-            plain = plain or encoder
+            if plain is None:
+                plain = encoder
+            else:
+                encoder.close()
             found.append({"model": Path(model).name, "way": way} | row)
             say(str(found[-1]))
     write_result(
@@ -96,8 +99,10 @@ def measure(config: EncoderConfig, plain: Encoder | None, way: str) -> tuple[dic
     against = check(folder, config.model, config)["rows"]
     encoder = load_encoder(config)
     window = spec.long.window if spec.long else min(spec.max_tokens, 512)
-    longest = min(spec.max_tokens, 4 * window)
-    lengths = {3, window // 4, window - 1, window, window + 1, 2 * window, longest}
+    most = min(spec.max_tokens, 2048)  # in one batch
+    lengths = (
+        {3, window // 4, window - 1, window, window + 1, 2 * window, most} if spec.long else {3, 128, 512}
+    )
     rows = rows_of(encoder, sorted(lengths))
     alone = np.concatenate([encoder.encode([row]) for row in rows])
     after = np.concatenate([encoder.encode([rows[-1]]), encoder.encode([rows[0]])])[1]
