@@ -27,6 +27,7 @@ class Spec:
     max_tokens: int = 64
     codes: None = None
     long: None = None
+    row: str = "text"
 
 
 @dataclass
