@@ -234,7 +234,9 @@ def _command(command: str, *more: Path | str, cache: Path, to: Settings) -> dict
 
 def _kill_the_build(model: Path, cache: Path, to: Settings, at: int) -> int:
     """Kill a reindex once the candidate has so many points, and say how many it had."""
-    process = runs.start(*_arguments("reindex", "--to", model, to=to), cache=cache)
+    # windows of a small part of what there is: a build that writes all at once cannot be killed half-way
+    slowly = ("--set", f"run.window_tokens={8 * at}")
+    process = runs.start(*_arguments("reindex", "--to", model, *slowly, to=to), cache=cache)
     store = open_store(to.store)
 
     def stored() -> int:
