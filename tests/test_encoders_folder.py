@@ -105,6 +105,15 @@ def test_an_onnx_graph_and_its_data_where_there_is_nothing_else(tmp_path, place)
             {"1_Pooling/config.json": {"pooling_mode": "mean", "include_prompt": False}},
             "leaves the prompt out",
         ),
+        ({"config_sentence_transformers.json": {"prompts": ["query: "]}}, "Prompts by their names"),
+        (
+            {
+                "modules.json": modules("", "Transformer", "1_Pooling", "Pooling", "2_Dense", "Dense"),
+                "2_Dense/config.json": {"in_features": 384},
+                "2_Dense/model.safetensors": b"",
+            },
+            "out_features = None",
+        ),
         ({"tokenizer.json": None}, "no tokenizer"),
     ],
 )

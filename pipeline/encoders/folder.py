@@ -166,7 +166,14 @@ def read_folder(root: Path) -> ModelFolder:
 def read_prompts(root: Path) -> tuple[dict[str, str], str]:
     """A model's own prompts by name, and the name of the one that it takes where none is asked for, or ""."""
     said = read_json(root / "config_sentence_transformers.json", missing_ok=True)
-    prompts = {str(name): str(text) for name, text in (said.get("prompts") or {}).items()}
+    found = said.get("prompts") or {}
+    if not isinstance(found, dict):
+        raise EncoderError(
+            f"prompts = {found!r} in {root / 'config_sentence_transformers.json'}",
+            "Prompts by their names",
+            "Fetch the model again",
+        )
+    prompts = {str(name): str(text) for name, text in found.items()}
     return prompts, str(said.get("default_prompt_name") or "")
 
 
@@ -282,13 +289,14 @@ def _read_dense(folder: Path) -> Dense:
     file = folder / "model.safetensors"
     if not file.is_file():
         raise _no_weights(folder)
-    return Dense(
-        file,
-        int(config["in_features"]),
-        int(config["out_features"]),
-        bool(config.get("bias", True)),
-        ACTIVATIONS[name],
-    )
+    taken, given = config.get("in_features"), config.get("out_features")
+    if not isinstance(taken, int) or not isinstance(given, int):
+        raise EncoderError(
+            f"in_features = {taken!r} and out_features = {given!r} in {folder / 'config.json'}",
+            "The sizes of the linear layer",
+            "Fetch the model again",
+        )
+    return Dense(file, taken, given, bool(config.get("bias", True)), ACTIVATIONS[name])
 
 
 def find_weights(folder: Path) -> tuple[Literal["safetensors", "onnx"], tuple[Path, ...]]:
