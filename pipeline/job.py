@@ -66,7 +66,7 @@ def too_long(settings: Settings, spec: EncoderSpec) -> TooLong:
 
     Raises UsageError for chunks that the encoder's way with long documents cannot have.
     """
-    method = spec.long.method if spec.long else "split"
+    method = spec.settings["long"]
     if method in ("error", "truncate") and settings.chunking.max_tokens:
         raise UsageError(
             f"encoder.long = {method!r} and chunking.max_tokens = {settings.chunking.max_tokens}",

@@ -118,11 +118,15 @@ class Tokenizer:
         encodings = self._tokenizer.encode_batch([f"{self._left}{text}{self._right}" for text in texts])
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def _specials(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """The tokens before and after a text, found by letting the post-processor dress a letter.
+    def behind(self, text: str) -> NDArray[np.int32]:
+        """int32[n]: what goes behind a text, as it is behind a letter: some tokenizers begin a text with a blank."""
+        letter, both = self._ids("a"), self._ids(f"a{text}")
+        if np.array_equal(both[: len(letter)], letter):
+            return both[len(letter) :]
+        return self._ids(text)
 
-        What the prompt says behind a text is what that is behind a letter: some tokenizers begin a text with a blank.
-        """
+    def _specials(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """The tokens before and after a text, found by letting the post-processor dress a letter."""
         dressed = self._tokenizer.encode("a")
         ids = np.array(dressed.ids, dtype=np.int32)
         added = np.array(dressed.special_tokens_mask, dtype=bool)
@@ -133,16 +137,12 @@ class Tokenizer:
                 "A tokenizer that adds its special tokens before and after a text",
                 "Choose another model, or repair its tokenizer.json",
             )
-        left, right = self._ids(self._left), self._ids(self._right)
-        letter, both = self._ids("a"), self._ids(f"a{self._right}")
-        if both[: len(letter)] == letter:
-            right = both[len(letter) :]
-        before = np.concatenate((ids[: own[0]], np.array(left, dtype=np.int32)))
-        return before, np.concatenate((np.array(right, dtype=np.int32), ids[own[-1] + 1 :]))
+        before = np.concatenate((ids[: own[0]], self._ids(self._left)))
+        return before, np.concatenate((self.behind(self._right), ids[own[-1] + 1 :]))
 
-    def _ids(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
-        return ids
+    def _ids(self, text: str) -> NDArray[np.int32]:
+        ids = self._tokenizer.encode(text, add_special_tokens=False).ids if text else []
+        return np.array(ids, dtype=np.int32)
 
 
 def load_tokenizer(file: Path, prompt: str = "") -> Tokenizer:

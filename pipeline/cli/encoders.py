@@ -16,6 +16,41 @@ encoders_app = typer.Typer(help="Export encoders to folders, and check them.", n
 encoders_app.command("tune")(decoding.tune_decoder)
 
 
+Precision = Annotated[
+    Literal["fp32", "fp16", "int8"] | None, typer.Option("--precision", help="How the graph computes.")
+]
+MaxTokens = Annotated[
+    int | None, typer.Option("--max-tokens", min=0, help="The longest input; 0: what the model says.")
+]
+Dims = Annotated[
+    int | None, typer.Option("--dims", min=0, help="Only the first dimensions of a vector; 0: all.")
+]
+Layers = Annotated[
+    int | None, typer.Option("--layers", min=0, help="Only the first layers of the model; 0: all.")
+]
+Long = Annotated[
+    str | None,
+    typer.Option(
+        "--long", help="What is done with documents longer than the model's window.", metavar="METHOD"
+    ),
+]
+AttentionScaling = Annotated[
+    bool | None,
+    typer.Option("--attention-scaling", help="Sharper attention in long texts.", show_default=False),
+]
+SpaceKind = Annotated[
+    str | None,
+    typer.Option(
+        "--space",
+        help="Fit a better space on a sample: centre, all-but-the-top[:DIRECTIONS] or whiten[:DIMS].",
+        metavar="KIND",
+    ),
+]
+Sample = Annotated[
+    Path | None, typer.Option("--sample", help="Texts to fit --space on: a Parquet file.", metavar="FILE")
+]
+
+
 @encoders_app.command()
 def export(
     model: Annotated[
@@ -25,28 +60,12 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="A new folder for the encoder.", metavar="DIR")],
-    precision: Annotated[
-        Literal["fp32", "fp16", "int8"] | None, typer.Option("--precision", help="How the graph computes.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option("--max-tokens", min=0, help="The longest input; 0: what the model says.")
-    ] = None,
-    dims: Annotated[
-        int | None, typer.Option("--dims", min=0, help="Only the first dimensions of a vector; 0: all.")
-    ] = None,
-    layers: Annotated[
-        int | None, typer.Option("--layers", min=0, help="Only the first layers of the model; 0: all.")
-    ] = None,
-    long: Annotated[
-        str | None,
-        typer.Option(
-            "--long", help="What is done with documents longer than the model's window.", metavar="METHOD"
-        ),
-    ] = None,
-    attention_scaling: Annotated[
-        bool | None,
-        typer.Option("--attention-scaling", help="Sharper attention in long texts.", show_default=False),
-    ] = None,
+    precision: Precision = None,
+    max_tokens: MaxTokens = None,
+    dims: Dims = None,
+    layers: Layers = None,
+    long: Long = None,
+    attention_scaling: AttentionScaling = None,
     prompt: decoding.Prompt = None,
     token_prepending: decoding.TokenPrepending = None,
     start: decoding.Start = None,
@@ -54,18 +73,8 @@ def export(
     out_layer: decoding.OutLayer = None,
     pooling: decoding.Pooling = None,
     attention: decoding.Attention = None,
-    space: Annotated[
-        str | None,
-        typer.Option(
-            "--space",
-            help="Fit a better space on a sample: centre, all-but-the-top[:DIRECTIONS] or whiten[:DIMS].",
-            metavar="KIND",
-        ),
-    ] = None,
-    sample: Annotated[
-        Path | None,
-        typer.Option("--sample", help="Texts to fit --space on: a Parquet file.", metavar="FILE"),
-    ] = None,
+    space: SpaceKind = None,
+    sample: Sample = None,
     text: Annotated[str, typer.Option("--text", help="The sample's column of texts.")] = "text",
     config: options.Config = None,
     set: options.Set = None,

@@ -197,7 +197,7 @@ def check_late(spec: EncoderSpec, chunking: ChunkingConfig) -> None:
 
 def _check_method(spec: EncoderSpec, chunking: ChunkingConfig) -> None:
     check_late(spec, chunking)
-    method = spec.long.method if spec.long else "split"
+    method = spec.settings["long"]
     if method in ("error", "truncate"):
         raise UsageError(
             f"long = {method!r}",

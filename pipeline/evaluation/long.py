@@ -137,8 +137,8 @@ def window_of(encoder: Encoder) -> int:
 
 def method_of(encoder: Encoder) -> str:
     """What an encoder does with long texts, by name."""
-    long = encoder.spec.long
-    return (long.method if long else "split") + (", sharper" if long and long.attention_scaling else "")
+    settings = encoder.spec.settings
+    return f"{settings['long']}{', sharper' if settings['attention_scaling'] else ''}"
 
 
 def measure(encoder: Encoder, haystack: Haystack) -> dict[str, Scores]:

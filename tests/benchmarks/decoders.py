@@ -39,7 +39,7 @@ def main() -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         sets = given.sets.split(",")
-        of_prompt = 1 + len(exits_of(model.layers)) + 2 * len(sets)
+        of_prompt = 1 + len(exits_of(model.layers, DecoderConfig().start)) + 2 * len(sets)
         shown = bar.add_task("decoders", total=len(sets) + len(PROMPTS) * of_prompt)
         for name, most, prompt, exit in _todo(given, cells, model.layers, sets):
             key = f"{name} {most} {prompt} {exit}"
@@ -71,7 +71,7 @@ def _todo(
 ) -> Iterator[tuple[str, int, str, int]]:
     """The cells in order: a prompt's test cells follow those of the dev set, which say how it is run."""
     for prompt in PROMPTS:
-        for exit in (0, *exits_of(layers)):
+        for exit in (0, *exits_of(layers, DecoderConfig().start)):
             yield given.dev, given.most_dev, prompt, exit
         for name in sets:
             if prompt == PROMPTS[0]:

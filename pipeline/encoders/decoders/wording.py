@@ -77,7 +77,9 @@ def word(definition: dict[str, Any], decoder: DecoderSpec, config: Mapping[str, 
     own = tokenizer.model_input(np.empty(0, np.int32)).tolist()
     first, last = own[: tokenizer.around[0]], own[tokenizer.around[0] :]
     parts = [parts_of(template) for template in decoder.templates] or [("", None, "")]
-    around = [(tokenizer.tokenize(left).ids.tolist(), _after(tokenizer, right)) for left, _, right in parts]
+    around = [
+        (tokenizer.tokenize(left).ids.tolist(), tokenizer.behind(right).tolist()) for left, _, right in parts
+    ]
     middles = [tokenizer.tokenize(middle).ids.tolist() if middle else [] for _, middle, _ in parts]
     taken = {*first, *last, *(token for left, right in around for token in (*left, *right))}
     slot = _free(definition, taken | {token for middle in middles for token in middle})
@@ -141,16 +143,6 @@ def worded(definition: dict[str, Any], wording: Wording) -> dict[str, Any]:
     }
     kept = [step for step in steps if step["type"] not in _DRESSING]
     return definition | {"post_processor": {"type": "Sequence", "processors": [*kept, template]}}
-
-
-def _after(tokenizer: Tokenizer, text: str) -> list[int]:
-    """What a template says behind a text, as it is behind a letter: some tokenizers begin a text with a blank."""
-    letter = tokenizer.tokenize("a").ids.tolist()
-    both = tokenizer.tokenize(f"a{text}").ids.tolist()
-    found: list[int] = (
-        both[len(letter) :] if both[: len(letter)] == letter else tokenizer.tokenize(text).ids.tolist()
-    )
-    return found
 
 
 def _free(definition: Mapping[str, Any], taken: set[int]) -> int:
