@@ -363,8 +363,9 @@ class Halved:
     """An encoder of two vectors side by side, of which the second is zero or not finite for some texts."""
 
     spec = SimpleNamespace(
-        version="f" * 64, source="fake", dims=8, max_tokens=64, codes=None, long=None, row="text"
-    )
+        version="f" * 64, source="fake", dims=8, max_tokens=64, codes=None, long=None, row="text",
+        settings={"long": "split"},
+    )  # fmt: skip
     late, batch_tokens = False, 1024
 
     def __init__(self):

@@ -28,6 +28,7 @@ class Spec:
     codes: None = None
     long: None = None
     row: str = "text"
+    settings: dict[str, object] = field(default_factory=lambda: {"long": "split"})
 
 
 @dataclass
