@@ -104,6 +104,18 @@ def points_of(where, alias):
         store.close()
 
 
+def test_what_a_source_brought_is_told(where, tmp_path):
+    rows = documents.rows(12, most_words=30)
+    upgrades.ingest(where.old, rows, tmp_path)
+    file = documents.write(tmp_path / "all.parquet", [*rows, {"id": "", "text": "without an id"}])
+    finer = ("--from", file, *where.flags, "--set", "chunking.max_tokens=24")
+    done = runs.inside("reindex", "--to", where.old.encoder.model, *finer, cache=where.cache)
+    assert done.returncode == 3
+    told = dict(line.strip().split(maxsplit=1) for line in done.stdout.splitlines() if len(line.split()) > 1)
+    assert (told["read"], told["indexed"], told["rejected"]) == ("13", "12", "1")
+    assert "rejected documents are listed in" in done.stderr
+
+
 def test_wrong_flags_are_said(where, tmp_path):
     for words, said in (
         (("--window", "at night"), "01:00-05:00"),

@@ -71,7 +71,13 @@ def report(summary: Summary, title: str, json_out: bool) -> int:
     if json_out:
         print_json(summary.as_dict())
     elif not logs.as_json():
-        print_table(title, _shown(summary))
+        print_table(title, rows_of(summary))
+    say_not_done(summary)
+    return summary.exit_code
+
+
+def say_not_done(summary: Summary) -> None:
+    """Say on stderr what a run did not do, and why."""
     if summary.finished_at:
         say(f"run {summary.run} was finished at {summary.finished_at}: nothing was left to do")
     for failed in summary.failed:
@@ -80,10 +86,9 @@ def report(summary: Summary, title: str, json_out: bool) -> int:
         print_error(summary.refused, "refused")
     if summary.dead_letter:
         say(f"rejected documents are listed in {summary.dead_letter}")
-    return summary.exit_code
 
 
-def _shown(summary: Summary) -> dict[str, object]:
+def rows_of(summary: Summary) -> dict[str, object]:
     """The summary as a person wants it: zeros of rare outcomes left out, with rates."""
     counts = summary.counts
     always = {"read", "indexed", "rejected", "chunks"}

@@ -11,13 +11,14 @@ import typer
 from pipeline.cli import options
 from pipeline.cli.judging import Moved, Qrels, Queries, Report, Tasks, golden
 from pipeline.cli.report import out, print_error, print_result, print_rows, print_table, progress, say, stray
-from pipeline.cli.running import draining, executor_of, say_held
+from pipeline.cli.running import draining, executor_of, rows_of, say_held, say_not_done
 from pipeline.config import DEFAULT_ENCODER, EncoderConfig, Settings
 from pipeline.errors import CollectionHeld, UpgradeRefused, UsageError
 from pipeline.stores import NEXT, Foreign, Store
 from pipeline.upgrade import promotion
 from pipeline.upgrade.candidate import Way
 from pipeline.upgrade.decision import exit_code_of
+from pipeline.upgrade.difference import Mirrored
 from pipeline.upgrade.gate import judge_upgrade
 from pipeline.upgrade.limits import Hours, Limits
 from pipeline.upgrade.listing import Listed, list_versions
@@ -89,6 +90,8 @@ def _reindex(settings: Settings, limits: Limits, source: str, bridge: Path | Non
             f"--bridge was not needed: {done.collection}{NEXT} has a vector for every document, and nothing is to map"
         )
     _say_what_is_left(done)
+    if done.ingested:
+        say_not_done(done.ingested)
     if done.exit_code:
         raise typer.Exit(done.exit_code)
 
@@ -229,13 +232,17 @@ def _how(settings: Settings, moved: str | None) -> EncoderConfig:
 
 
 def _show_reindexed(done: Reindexed) -> None:
-    counts = done.done
-    shown: dict[str, Any] = {"way": str(done.way), "version": done.physical, "documents": counts.documents}
-    for name in ("copied", "mapped", "patched", "deleted", "tokens", "left"):
-        if value := getattr(counts, name):
-            shown[name] = value
-    shown |= {f"points of {version[:12]}": count for version, count in done.points.items()}
-    print_table(f"reindexed {done.collection}", shown | {"rejected": len(counts.rejected)})
+    rows: dict[str, Any] = {"way": str(done.way), "version": done.physical}
+    rows |= rows_of(done.ingested) if done.ingested else _mirrored(done.done)
+    rows |= {f"points of {version[:12]}": count for version, count in done.points.items()}
+    print_table(f"reindexed {done.collection}", rows)
+
+
+def _mirrored(done: Mirrored) -> dict[str, Any]:
+    """What was brought over, zeros left out."""
+    names = ("copied", "mapped", "patched", "deleted", "tokens", "left")
+    found = {name: value for name in names if (value := getattr(done, name))}
+    return {"documents": done.documents} | found | {"rejected": len(done.rejected)}
 
 
 def _say_what_is_left(done: Reindexed) -> None:
@@ -257,5 +264,5 @@ def _say_not_carried(lost: Foreign, where: str) -> None:
 
 
 def _show_swapped(done: Swapped) -> None:
-    shown = {"serving": done.serving, "before": done.before, "changed meanwhile": done.caught_up}
-    print_table(f"{done.collection} now is", shown)
+    rows = {"serving": done.serving, "before": done.before, "changed meanwhile": done.caught_up}
+    print_table(f"{done.collection} now is", rows)
