@@ -13,7 +13,7 @@ from encoder_models import tiny
 from typer.testing import CliRunner
 
 from pipeline.cli.app import app
-from pipeline.config import EncoderConfig
+from pipeline.config import ChunkingConfig, EncoderConfig, Settings
 from pipeline.encoders import describe, export
 from pipeline.errors import UsageError
 from pipeline.evaluation.bm25 import rank_by_words
@@ -136,7 +136,7 @@ def test_a_length_that_is_named_twice_is_measured_once():
 def test_an_encoder_is_held_against_truncation_and_words(tiny_model, encoder_cache):
     config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="pcw", max_tokens=200)
 
-    found = evaluate_long(config, [128, 256], 1)
+    found = evaluate_long(Settings(encoder=config), [128, 256], 1)
 
     assert [row["method"] for row in found["rows"]] == 4 * [
         "bm25",
@@ -165,7 +165,7 @@ def test_slowed_angles_are_held_against_the_plain_model(tmp_path, encoder_cache)
     slowed = plain.model_copy(update={"long": "ntk", "max_tokens": 260})
 
     def baselines(config):
-        found = evaluate_long(config, [128], 1)
+        found = evaluate_long(Settings(encoder=config), [128], 1)
         return found["plain_baselines"], [row for row in found["rows"] if row["method"] != "ntk"]
 
     expected = baselines(plain)
@@ -177,15 +177,27 @@ def test_slowed_angles_are_held_against_the_plain_model(tmp_path, encoder_cache)
     assert weaker != expected[1]
 
 
-@pytest.mark.parametrize(("method", "instead"), [("late-chunking", "pcw"), ("late-chunking:pi", "pi")])
-def test_late_chunking_has_no_vector_of_a_document(tiny_model, encoder_cache, method, instead):
-    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long=method)
-    config = config.model_copy(update={"max_tokens": 64 if instead == "pcw" else 300})
+def test_late_chunking_is_held_against_the_same_chunks_alone(tiny_model, encoder_cache):
+    plain = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache))
+    late = plain.model_copy(update={"long": "late-chunking"})
 
-    with pytest.raises(
-        UsageError, match=rf"'{method}': a vector for each chunk.*set encoder.long to {instead}"
-    ):
-        evaluate_long(config, [128], 1)
+    found = evaluate_long(Settings(encoder=late, chunking=ChunkingConfig(max_tokens=40)), [128], 1)
+
+    expected = evaluate_long(Settings(encoder=plain), [128], 1)["rows"]
+    ours = ("best chunk", "late-chunking")
+    for row, plain_row in zip((r for r in found["rows"] if r["method"] not in ours), expected, strict=True):
+        assert (row["task"], row["method"]) == (plain_row["task"], plain_row["method"])
+        assert row["ndcg@10"] == pytest.approx(plain_row["ndcg@10"], abs=0.005)  # two that tie may change places
+    alone, together = ([row for row in found["rows"] if row["method"] == method] for method in ours)
+    assert [row["task"] for row in alone] == [row["task"] for row in together] == ["passkey", "needle"]
+    assert [row["ndcg@10"] for row in alone] != [row["ndcg@10"] for row in together]
+
+
+def test_late_chunking_is_to_be_told_how_long_chunks_are(tiny_model, encoder_cache):
+    config = EncoderConfig(model=str(tiny_model), cache=str(encoder_cache), long="late-chunking")
+
+    with pytest.raises(UsageError, match=r"Set chunking\.max_tokens"):
+        evaluate_long(Settings(encoder=config), [128], 1)
 
 
 @pytest.mark.parametrize("beyond", [0, 20])
@@ -194,8 +206,9 @@ def test_a_prompt_that_leaves_no_room_in_a_window_is_refused(tiny_model, encoder
     window = describe(config).long.window
     prompt = "river " * (window - 2 + beyond)
 
+    prompted = config.model_copy(update={"document_prompt": prompt})
     with pytest.raises(UsageError, match=f"a row of the model takes {window}"):
-        evaluate_long(config.model_copy(update={"document_prompt": prompt}), [128], 1)
+        evaluate_long(Settings(encoder=prompted), [128], 1)
 
 
 def test_the_command(tiny_model, encoder_cache):

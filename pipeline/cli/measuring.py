@@ -35,7 +35,7 @@ def long(
     settings = options.settings(config, set, {"encoder.model": encoder})
     wanted = read_lengths(lengths)
     with progress() as observe:
-        found = evaluate_long(settings.encoder, wanted, seeds, haystack, observe)
+        found = evaluate_long(settings, wanted, seeds, haystack, observe)
     print_result(found, json_out, lambda: print_rows(_COLUMNS, [_columns(row) for row in found["rows"]]))
     if not found["plain_baselines"]:
         print_warning(

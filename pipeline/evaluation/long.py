@@ -3,10 +3,11 @@
 truncation            the beginning that the model's window holds
 mean of windows       the mean of the vectors of windows of equal size; `pcw` takes them before they are normalised
 best window           the best of them: a vector each
+best chunk            the best of the chunks that [chunking] asks for; beside late chunking alone
 bm25                  words alone
-the encoder's method  one vector a document, where its settings have one
+the encoder's method  one vector a document, where its settings have one; with late chunking the best of its chunks
 
-The first three are the plain model's: `ntk` changes what short texts and queries become.
+The first four are the plain model's: `ntk` changes what short texts and queries become.
 """
 
 from __future__ import annotations
@@ -18,10 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.config import EncoderConfig
-from pipeline.encoders import Encoder, describe, load_encoder
+from pipeline.chunking import Chunker
+from pipeline.config import EncoderConfig, Settings
+from pipeline.encoders import Encoder, check_late, describe, load_encoder
 from pipeline.encoders.exported import is_exported
 from pipeline.encoders.locate import locate
 from pipeline.encoders.long import NTK
@@ -32,7 +35,9 @@ from pipeline.evaluation.bm25 import rank_by_words
 from pipeline.evaluation.bootstrap import paired
 from pipeline.evaluation.needles import TASKS, Haystack, Task, make, read_prose
 from pipeline.evaluation.retrieval import rank
-from pipeline.schemas import Observer, Progress
+from pipeline.job import make_chunker
+from pipeline.lane.windows import token_arrays
+from pipeline.schemas import DOCUMENTS, Observer, Progress
 
 BASELINE, MEAN_OF_WINDOWS = "truncation", "mean of windows"
 _DEPTH = 10
@@ -68,7 +73,7 @@ class Scores:
 
 
 def evaluate_long(
-    config: EncoderConfig,
+    settings: Settings,
     lengths: Sequence[int],
     seeds: int,
     prose: Path | None = None,
@@ -79,18 +84,25 @@ def evaluate_long(
     A row a task, length and method: accuracy of the first and nDCG@10 as means over seeds, their standard deviation,
     the largest hub, how many documents of all seeds were truncated, and the difference to truncation with its 95 %
     interval, paired by query. `plain_baselines` is false where truncation and windows are no plain model's: an exported
-    encoder with `ntk` has none at hand. Raises UsageError for late chunking.
+    encoder with `ntk` has none at hand. Raises UsageError for late chunking that is not told how long chunks are.
     """
+    config = settings.encoder.model_copy(update={"codes": ""})
+    check_late(describe(config), settings.chunking)
     sentences = read_prose(prose)
     haystacks = [make(task, n, seed, sentences) for task in TASKS for n in lengths for seed in range(seeds)]
     observe(Progress("preparing the encoder"))
     measured: list[tuple[Task, int, dict[str, Scores]]] = []
-    with _opened(config.model_copy(update={"codes": ""})) as (encoder, plain):
+    with _opened(config) as (encoder, plain):
         for tokenizer in (encoder.tokenizer, encoder.query_tokenizer):
             check_room(tokenizer, window_of(encoder))
         for number, haystack in enumerate(haystacks):
             observe(Progress("embedding", number, len(haystacks)))
-            scores = measure_others(plain, haystack) | measure(encoder, haystack)
+            scores = measure_others(plain, haystack)
+            scores |= (
+                measure_late(encoder, plain, haystack, settings)
+                if encoder.late
+                else measure(encoder, haystack)
+            )
             measured.append((haystack.task, haystack.length, scores))
     return {
         "encoder": config.model,
@@ -108,14 +120,6 @@ def evaluate_long(
 @contextmanager
 def _opened(config: EncoderConfig) -> Iterator[tuple[Encoder, Encoder]]:
     """The encoder, and the one by which truncation and windows are measured."""
-    long = describe(config).long
-    if long and long.late:
-        raise UsageError(
-            f"encoder.long = {long.method!r}: a vector for each chunk, and [chunking] says what those are",
-            "A method that makes one vector of a long document, or split",
-            f"Measure it with headwater evaluate retrieval on your own queries, or set encoder.long to "
-            f"{long.extension or 'pcw'}",
-        )
     with ExitStack() as stack:
         encoder = stack.enter_context(closing(load_encoder(config)))
         if not _slowed(encoder) or is_exported(locate(config.model).folder):
@@ -145,6 +149,41 @@ def measure(encoder: Encoder, haystack: Haystack) -> dict[str, Scores]:
     """Score an encoder's own method on a haystack, where it has one; vectors are held in memory."""
     most = encoder.spec.max_tokens
     return {method_of(encoder): _beginnings(encoder, haystack, most)} if most > window_of(encoder) else {}
+
+
+def measure_late(
+    encoder: Encoder, plain: Encoder, haystack: Haystack, settings: Settings
+) -> dict[str, Scores]:
+    """Score chunks out of the states of their documents, and the same chunks each by itself."""
+    ids, owners = _chunks(haystack.documents, make_chunker(settings, encoder.spec, encoder.tokenizer))
+    alone = plain.encode(ids, np.arange(len(ids)))
+    return {
+        "best chunk": _found(plain.encode_queries(haystack.queries), alone, owners),
+        method_of(encoder): _found(
+            encoder.encode_queries(haystack.queries), encoder.encode(ids, owners), owners
+        ),
+    }
+
+
+def _chunks(texts: Sequence[str], chunker: Chunker) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
+    """The chunks of texts, int32[n] each, and which text each is of, int64[chunks]."""
+    given = [
+        {
+            "document_id": "",
+            "namespace": "",
+            "text": text,
+            "metadata": "",
+            "sequence": 0,
+            "operation": "upsert",
+        }
+        | {"row": row}
+        for row, text in enumerate(texts)
+    ]
+    ids, owners = list[NDArray[np.int32]](), np.empty(0, np.int64)
+    for batch in chunker.chunk(pa.RecordBatch.from_pylist(given, DOCUMENTS), ""):
+        ids += token_arrays(batch.chunks)
+        owners = np.concatenate([owners, batch.chunks.column("row").to_numpy()])
+    return ids, owners
 
 
 def measure_others(encoder: Encoder, haystack: Haystack) -> dict[str, Scores]:

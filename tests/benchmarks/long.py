@@ -22,21 +22,24 @@ from long_report import write_report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from pipeline.config import EncoderConfig
+from pipeline.config import ChunkingConfig, EncoderConfig, Settings
 from pipeline.encoders import Encoder, load_encoder
 from pipeline.evaluation.long import (
     MEAN_OF_WINDOWS,
     Scores,
     measure,
+    measure_late,
     measure_others,
     read_lengths,
     rows,
     window_of,
 )
-from pipeline.evaluation.needles import TASKS, make, read_prose
+from pipeline.evaluation.needles import TASKS, Haystack, make, read_prose
 
 CELLS = RESULTS / "long.cells.jsonl"
-METHODS = "pcw,rp,pi,pi-dynamic,gp"
+METHODS = "pcw,rp,pi,pi-dynamic,gp,late-chunking"
+CHUNK = 128  # tokens, for late chunking
+WINDOW = 512  # of MiniLM: what late chunking takes at once
 
 
 def main() -> None:
@@ -64,7 +67,7 @@ def main() -> None:
                 encoders[method] = load_encoder(settings_of(given.model, method, given.max_tokens))
             since = time.process_time()
             haystack = make(task, length, seed, prose)
-            scores = measure(encoders[method], haystack)
+            scores = _measure(encoders[method], haystack)
             if method == methods[0]:  # its cells have those of the plain model too, which ntk is not
                 scores = measure_others(encoders[method], haystack) | scores
             cell = {"length": length, "seed": seed, "task": task, "method": method}
@@ -91,12 +94,19 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _measure(encoder: Encoder, haystack: Haystack) -> dict[str, Scores]:
+    if encoder.late:
+        chunked = Settings(chunking=ChunkingConfig(max_tokens=CHUNK))
+        return measure_late(encoder, encoder, haystack, chunked)
+    return measure(encoder, haystack)
+
+
 def settings_of(model: str, method: str, max_tokens: int) -> EncoderConfig:
     name, _, scaling = method.partition("+")
     return EncoderConfig(
         model=model,
         long=name,
-        max_tokens=max_tokens,
+        max_tokens=WINDOW if name == "late-chunking" else max_tokens,
         attention_scaling=bool(scaling),
         provider="cpu",
         threads=1,
