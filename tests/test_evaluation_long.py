@@ -187,7 +187,8 @@ def test_late_chunking_is_held_against_the_same_chunks_alone(tiny_model, encoder
     ours = ("best chunk", "late-chunking")
     for row, plain_row in zip((r for r in found["rows"] if r["method"] not in ours), expected, strict=True):
         assert (row["task"], row["method"]) == (plain_row["task"], plain_row["method"])
-        assert row["ndcg@10"] == pytest.approx(plain_row["ndcg@10"], abs=0.005)  # two that tie may change places
+        # two documents that nearly tie may change places
+        assert row["ndcg@10"] == pytest.approx(plain_row["ndcg@10"], abs=0.005)
     alone, together = ([row for row in found["rows"] if row["method"] == method] for method in ours)
     assert [row["task"] for row in alone] == [row["task"] for row in together] == ["passkey", "needle"]
     assert [row["ndcg@10"] for row in alone] != [row["ndcg@10"] for row in together]
