@@ -6,22 +6,24 @@ SET: a folder with documents.parquet, queries.parquet and qrels.parquet, as `hea
 FOLDER*4: four documents in a row are one, as abstracts are in a volume, and it is relevant where one of them is.
 
 "late" takes the model's own window, in passes where a document is longer; "late:pi" and so on take `--longest` tokens
-at once. They differ on documents beyond the window alone, and are run where more than one in twenty is.
+at once. They differ on documents beyond the window alone, and are run where more than one in twenty is. What is in
+results/late_chunking.json of other sets stays. `python_pages.py` makes a set of long documents.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from harness import say, write_result
+from harness import RESULTS, say, write_result
 from numpy.typing import NDArray
 
 from pipeline.config import load
@@ -45,7 +47,7 @@ class Measured(NamedTuple):
 
 
 def main() -> None:
-    """Write results/late_chunking.json, a row a set, chunk size and method."""
+    """Write results/late_chunking.json, a row a set, chunk size and method, after each set."""
     given = _given()
     plain: dict[str, Way] = {"plain": ("split", _WINDOW), "late": ("late-chunking", _WINDOW)}
     beyond: dict[str, Way] = {
@@ -53,8 +55,8 @@ def main() -> None:
     }
     for long, most in (plain | beyond).values():
         load_encoder(load(None, _flags(given.model, 64, long, most)).encoder).close()  # no export is timed
-    sets: dict[str, dict[str, int]] = {}
-    rows: list[dict[str, Any]] = []
+    settings = {"model": Path(given.model).name, "window": _WINDOW, "longest": given.longest}
+    sets, rows = _kept(settings, [Path(name).name for name in given.sets])
     for name in given.sets:
         with tempfile.TemporaryDirectory() as scratch:
             folder = _joined(name, Path(scratch))
@@ -65,8 +67,17 @@ def main() -> None:
                 for row in _rows(found):
                     rows.append({"set": Path(name).name, "chunk": chunk} | row)
                     say(str(rows[-1]))
-    settings = {"model": Path(given.model).name, "window": _WINDOW, "longest": given.longest}
-    write_result("late_chunking", {"sets": sets}, settings, 0, {"rows": rows})
+        write_result("late_chunking", {"sets": sets}, settings, 0, {"rows": rows})
+
+
+def _kept(settings: Mapping[str, Any], anew: Sequence[str]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The sets and rows that are there already, measured alike, without those that are measured anew."""
+    file = RESULTS / "late_chunking.json"
+    before = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if before.get("settings") != settings:
+        return {}, []
+    sets = {name: said for name, said in before["dataset"]["sets"].items() if name not in anew}
+    return sets, [row for row in before["results"]["rows"] if row["set"] in sets]
 
 
 def _rows(found: Mapping[str, Measured]) -> list[dict[str, Any]]:
