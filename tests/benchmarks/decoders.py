@@ -1,6 +1,6 @@
 """Encoders out of a language model on sentence pairs: prompts, Token Prepending on and off, last layer and chosen one.
 
-    python tests/benchmarks/decoders.py MODEL --pairs FOLDER [--dev stsb-dev] [--sets stsb-test,…] [--most 600]
+    python tests/benchmarks/decoders.py MODEL --pairs FOLDER [--dev stsb-dev] [--sets stsb-test:0,sick-test:600,…]
 
 FOLDER holds Parquet files with columns sentence1, sentence2, score; exits and layers are chosen on the dev set alone.
 Sentences are cleaned as in the papers' code. Vectors are those of the stock model, to which the gate holds exported
@@ -30,6 +30,9 @@ from pipeline.evaluation.tuning import PROMPTS, exits_of, some_of
 CELLS = RESULTS / "decoders.cells.jsonl"
 MEAN = "mean"
 
+Set = tuple[str, int]
+"""A file's name, and how many pairs of it; 0: all."""
+
 
 def main() -> None:
     """Measure the cells that are missing; Ctrl-C loses one."""
@@ -38,7 +41,7 @@ def main() -> None:
     cells = read_cells()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        sets = given.sets.split(",")
+        sets = [_set(part) for part in given.sets.split(",")]
         of_prompt = 1 + len(exits_of(model.layers, DecoderConfig().start)) + 2 * len(sets)
         shown = bar.add_task("decoders", total=len(sets) + len(PROMPTS) * of_prompt)
         for name, most, prompt, exit in _todo(given, cells, model.layers, sets):
@@ -60,24 +63,32 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("model")
     parser.add_argument("--pairs", type=Path, required=True)
     parser.add_argument("--dev", default="stsb-dev")
-    parser.add_argument("--sets", default="stsb-test,sick-test,sts2013,sts2015")
-    parser.add_argument("--most", type=int, default=600, help="pairs a set, drawn at random; 0: all")
+    parser.add_argument(
+        "--sets",
+        default="stsb-test:600,sick-test:600,sts2013:600,sts2015:600",
+        help="each with how many pairs of it, drawn at random; 0: all",
+    )
     parser.add_argument("--most-dev", type=int, default=200)
     return parser.parse_args()
 
 
+def _set(part: str) -> Set:
+    name, _, most = part.partition(":")
+    return name, int(most)
+
+
 def _todo(
-    given: argparse.Namespace, cells: dict[str, Any], layers: int, sets: list[str]
+    given: argparse.Namespace, cells: dict[str, Any], layers: int, sets: list[Set]
 ) -> Iterator[tuple[str, int, str, int]]:
     """The cells in order: a prompt's test cells follow those of the dev set, which say how it is run."""
     for prompt in PROMPTS:
         for exit in (0, *exits_of(layers, DecoderConfig().start)):
             yield given.dev, given.most_dev, prompt, exit
-        for name in sets:
+        for name, most in sets:
             if prompt == PROMPTS[0]:
-                yield name, given.most, MEAN, 0
-            yield name, given.most, prompt, 0
-            yield name, given.most, prompt, chosen(given, cells, prompt)[1][0]
+                yield name, most, MEAN, 0
+            yield name, most, prompt, 0
+            yield name, most, prompt, chosen(given, cells, prompt)[1][0]
 
 
 def measure(model: Checkpoint, file: Path, most: int, prompt: str, exit: int) -> dict[str, Any]:
@@ -134,41 +145,51 @@ def read_cells() -> dict[str, Any]:
     return {cell.pop("key"): cell for cell in map(json.loads, lines)}
 
 
-def report(given: argparse.Namespace, cells: dict[str, Any], layers: int, sets: list[str]) -> None:
+def report(given: argparse.Namespace, cells: dict[str, Any], layers: int, sets: list[Set]) -> None:
     """Write decoders.json and decoders.md out of the cells that are there."""
-    rows = [row for name in sets for row in _rows(given, cells, layers, name)]
-    settings = {"dev": given.dev, "dev_pairs": given.most_dev or "all", "pairs": given.most or "all"}
-    write_result("decoders", {"sets": sets}, settings | {"model": Path(given.model).name}, 0, {"rows": rows})
+    rows = [row for one in sets for row in _rows(given, cells, layers, one)]
+    model = Path(given.model).name
+    settings = {"dev": given.dev, "dev_pairs": given.most_dev or "all", "model": model}
+    write_result("decoders", {"sets": [name for name, _ in sets]}, settings, 0, {"rows": rows})
     lines = [
-        f"# {Path(given.model).name}: Spearman × 100 of cosines",
+        f"# {model}: Spearman × 100 of cosines",
         "",
-        f"{settings['pairs']} pairs a set, drawn at random; exit and layer chosen on {settings['dev_pairs']} pairs of "
-        f"{given.dev}. Gain: of Token Prepending, with its 95 % interval (paired bootstrap over pairs).",
+        f"Pairs are drawn at random; exit and layer chosen on {settings['dev_pairs']} pairs of {given.dev}. Gain: of "
+        "Token Prepending, with its 95 % interval (paired bootstrap over pairs).",
         "",
-        "| set | prompt | layer | without | with | exit, out | gain |",
-        "|---|---|---|---|---|---|---|",
+        "| set | pairs | prompt | layer | without | with | exit, out | gain |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         gain = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*row["gain"]) if row["gain"] else ""
         on = f"{row['on']:.1f}" if row["gain"] else ""
         where = f"{row['exit']}, {row['out_on']}" if row["gain"] else ""
-        names = f"| {row['set']} | {row['prompt']} | {row['layer']} ({row['out']}) "
+        names = f"| {row['set']} | {row['pairs']:,} | {row['prompt']} | {row['layer']} ({row['out']}) "
         lines.append(f"{names}| {row['off']:.1f} | {on} | {where} | {gain} |")
     (RESULTS / "decoders.md").write_text("\n".join([*lines, ""]), encoding="utf-8")
 
 
 def _rows(
-    given: argparse.Namespace, cells: dict[str, Any], layers: int, name: str
+    given: argparse.Namespace, cells: dict[str, Any], layers: int, one: Set
 ) -> Iterator[dict[str, Any]]:
-    plain = cells.get(f"{name} {given.most} {MEAN} 0")
+    name, most = one
+    plain = cells.get(f"{name} {most} {MEAN} 0")
     if plain:
-        mean = round(100 * score(plain, layers), 2)
-        yield {"set": name, "prompt": MEAN, "layer": "last", "out": layers, "off": mean, "gain": None}
+        mean, pairs = round(100 * score(plain, layers), 2), len(plain["scores"])
+        yield {
+            "set": name,
+            "pairs": pairs,
+            "prompt": MEAN,
+            "layer": "last",
+            "out": layers,
+            "off": mean,
+            "gain": None,
+        }
     for prompt in PROMPTS:
-        if f"{name} {given.most} {prompt} 0" not in cells:
+        if f"{name} {most} {prompt} 0" not in cells:
             continue
         (_, off_layer), (exit, on_layer) = chosen(given, cells, prompt)
-        off, on = (cells.get(f"{name} {given.most} {prompt} {number}") for number in (0, exit))
+        off, on = (cells.get(f"{name} {most} {prompt} {number}") for number in (0, exit))
         if not off or not on:
             continue
         for layer, out, out_on in (("last", layers, layers), ("chosen", off_layer, on_layer)):
@@ -178,7 +199,15 @@ def _rows(
             low, high = np.quantile(drawn[1] - drawn[0], (0.025, 0.975))
             ours, theirs = (spearman(each, scores) for each in values)
             gain = [round(100 * float(value), 2) for value in (theirs - ours, low, high)]
-            row = {"set": name, "prompt": prompt, "layer": layer, "out": out, "out_on": out_on, "exit": exit}
+            row = {
+                "set": name,
+                "pairs": len(scores),
+                "prompt": prompt,
+                "layer": layer,
+                "out": out,
+                "out_on": out_on,
+                "exit": exit,
+            }
             yield row | {"off": round(100 * ours, 2), "on": round(100 * theirs, 2), "gain": gain}
 
 
