@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import models
 import pytest
@@ -11,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from pipeline.config import EncoderConfig
 from pipeline.encoders import describe, export, exporting, load_encoder, prepare
+from pipeline.encoders.building import building_beside, put_in_place
 from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, read_manifest
-from pipeline.encoders.prepare import put_in_place
 from pipeline.errors import EncoderError, ParityError
 
 
@@ -89,19 +91,34 @@ def test_two_builders_at_once_make_it_once(tiny_model, tmp_path):
     assert not list(tmp_path.glob(".building.*"))
 
 
-def test_what_a_killed_builder_left_goes_with_the_next_one(built):
-    spec = describe(built)
-    entry = prepare(spec, built)
-    (entry / GRAPH).unlink()
-    left = entry.parent / f".building.{entry.name}.abc"
-    left.mkdir()
-    other = entry.parent / ".building.other.abc"
-    other.mkdir()
-
-    prepare(spec, built)
-
-    assert (entry / GRAPH).is_file()
-    assert (left.exists(), other.exists()) == (False, True)
+def test_what_a_killed_builder_left_goes_with_the_next_one(tmp_path):
+    entry, other = tmp_path / "entry[1]", tmp_path / "other"
+    code = (
+        "import pathlib, sys, time\n"
+        "from pipeline.encoders.building import building_beside\n"
+        "with building_beside(pathlib.Path(sys.argv[1])) as building:\n"
+        "    (building / 'some').touch()\n"
+        "    print(building, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    killed, living, elsewhere = (
+        subprocess.Popen([sys.executable, "-c", code, place], stdout=subprocess.PIPE, text=True)
+        for place in (entry, entry, other)
+    )
+    try:
+        left, held, apart = (Path(one.stdout.readline().strip()) for one in (killed, living, elsewhere))
+        killed.kill()
+        killed.wait()
+        for folder in (left, held, apart):
+            os.utime(folder, (0, 0))
+        with building_beside(entry) as building:
+            put_in_place(building, {}, entry)
+        assert entry.is_dir()
+        assert (left.exists(), held.exists(), apart.exists()) == (False, True, True)
+    finally:
+        for one in (killed, living, elsewhere):
+            one.kill()
+            one.communicate()
 
 
 def test_what_appears_where_an_encoder_is_to_be_stays(tmp_path):

@@ -8,9 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from pipeline.config import EncoderConfig
+from pipeline.encoders.building import building_beside, put_in_place
 from pipeline.encoders.exported import GRAPH, TOKENIZER, read_manifest
 from pipeline.encoders.hashes import hash_json
-from pipeline.encoders.prepare import building_beside, in_cache, probe, put_in_place
+from pipeline.encoders.prepare import in_cache, probe
 from pipeline.encoders.spec import EncoderSpec
 from pipeline.tokens import load_tokenizer
 

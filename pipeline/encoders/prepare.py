@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.codes import Binarizer, load_codes
 from pipeline.config import EncoderConfig
+from pipeline.encoders.building import building_beside, lock, put_in_place
 from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.spec import DecoderSpec, as_encoder
 from pipeline.encoders.decoders.wording import Wording, leave_out, word, worded
@@ -26,7 +24,6 @@ from pipeline.encoders.elastic import sliced
 from pipeline.encoders.exported import (
     GRAPH,
     LAYOUT,
-    MANIFEST,
     OUTPUT,
     RAW,
     STATES,
@@ -45,7 +42,6 @@ from pipeline.errors import EncoderError, UsageError
 from pipeline.schemas import Observer, Progress
 from pipeline.tokens import TEXT, Tokenizer, load_tokenizer
 
-_BUILDING = ".building."
 _LIBRARIES = ("torch", "transformers", "sentence-transformers", "onnx", "onnxscript", "numpy")
 _SAMPLES = (
     "Where does the water go?",
@@ -78,7 +74,7 @@ def prepare(spec: EncoderSpec, config: EncoderConfig) -> Path:
 def in_cache(config: EncoderConfig, name: str, make: Callable[[Path], None]) -> Path:
     """Return the cache's entry of this name, after `make` of its path where there is none, or a damaged one.
 
-    What a builder that was killed has left goes then. Raises EncoderError where the cache cannot be written.
+    Raises EncoderError where the cache cannot be written.
     """
     cache = cache_folder(config)
     entry = cache / name
@@ -88,8 +84,7 @@ def in_cache(config: EncoderConfig, name: str, make: Callable[[Path], None]) -> 
         cache.mkdir(parents=True, exist_ok=True)
         with lock(cache / f".{name}.lock"):
             if not is_whole(entry):
-                for left in (entry, *cache.glob(f"{_BUILDING}{name}.*")):
-                    shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(entry, ignore_errors=True)
                 make(entry)
     except OSError as error:
         raise EncoderError(
@@ -176,27 +171,6 @@ def build(spec: EncoderSpec, entry: Path, make: Callable[[Path], dict[str, Any]]
             "libraries": {name: importlib.metadata.version(name) for name in _LIBRARIES},
         }
         put_in_place(building, manifest, entry)
-
-
-@contextmanager
-def building_beside(entry: Path) -> Iterator[Path]:
-    """A folder in which what is to be `entry` is built; it is gone afterwards, unless it was put in place."""
-    building = Path(tempfile.mkdtemp(dir=entry.parent, prefix=f"{_BUILDING}{entry.name}."))
-    try:
-        yield building
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-
-
-def put_in_place(building: Path, manifest: dict[str, Any], entry: Path) -> None:
-    """Write the manifest, with the sizes of all files, into a folder that is built, and let it appear as `entry`.
-
-    A crash leaves no entry, or the whole of it. Raises OSError where something else is there already.
-    """
-    sizes = {file.name: file.stat().st_size for file in building.iterdir()}
-    write_whole(building / MANIFEST, [json.dumps({**manifest, "files": sizes}, indent=2).encode("utf-8")])
-    os.chmod(building, 0o755)  # a cache may be shared; temporary folders are not
-    os.rename(building, entry)
 
 
 def check_source(spec: EncoderSpec, config: EncoderConfig) -> None:
@@ -341,12 +315,3 @@ def as_run(session: Any, outputs: tuple[str, ...] = (OUTPUT,)) -> Run:  # noqa: 
         return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     return run
-
-
-@contextmanager
-def lock(file: Path) -> Iterator[None]:
-    """Hold a file's lock; the system frees it when the process dies."""
-    from filelock import FileLock
-
-    with FileLock(file):
-        yield
