@@ -333,8 +333,9 @@ def test_which_methods_apply_is_read_from_the_model(tmp_path, model, window, met
     assert methods_of(folder, positions) == (*methods, *late)
 
 
-def test_a_window_that_all_layers_have_bounds_what_keeps_its_vectors(tmp_path):
-    settings = {"model_type": "mistral", "rope_theta": 1e4, "sliding_window": 64, "hidden_size": 8}
+@pytest.mark.parametrize("kind", ["mistral", "phi3", "starcoder2"])
+def test_a_window_that_all_layers_have_bounds_what_keeps_its_vectors(tmp_path, kind):
+    settings = {"model_type": kind, "rope_theta": 1e4, "sliding_window": 64, "hidden_size": 8}
     settings |= {"max_position_embeddings": 512, "vocab_size": 9, "pad_token_id": 0}
     folder = settings_folder(tmp_path / "model", **{"config.json": settings})
     config = EncoderConfig(model=str(folder), cache=str(tmp_path), long="self-extend", max_tokens=200)

@@ -97,7 +97,7 @@ METHODS = [("self-extend", False), ("self-extend", True), ("ntk", True)]
 def test_what_is_exported_turns_every_pair_by_its_own_distance(architecture, method, scaling):
     model, long = rotary(architecture), LongSpec(method, WINDOW, 3, scaling)
     if method == "self-extend":
-        see_all(model)
+        see_all(model, 16)
     rows = rows_of(*LENGTHS)
     unchanged = states_of(model, rows)
     expected = []
@@ -177,13 +177,15 @@ def test_a_window_that_all_layers_have_is_switched_off():
     (row,) = rows_of(40)
     (before,) = states_of(model, [row])
 
-    see_all(model)
+    with pytest.raises(EncoderError, match="see 16 tokens, and 17 positions"):
+        see_all(model, 17)
+    see_all(model, 16)
 
     (after,) = states_of(model, [row])
     np.testing.assert_allclose(before[:16], after[:16], atol=1e-5)
     assert np.abs(before[16:] - after[16:]).max() > 1e-3
     alternating = rotary("ModernBert")
-    see_all(alternating)
+    see_all(alternating, WINDOW)
     assert alternating.config.sliding_window
 
 
@@ -256,6 +258,17 @@ def test_slower_angles(architecture):
         width = 2 * len(ratio)
         assert float(ratio[-1]) == pytest.approx(3 ** ((width - 2) / width), rel=1e-5)
     with pytest.raises(EncoderError, match="not those of its base"):
+        slow_down(model, 2)
+
+
+def test_angles_that_near_sighted_layers_share_are_not_slowed():
+    config = transformers.Qwen2Config(
+        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1,
+        intermediate_size=64, use_sliding_window=True, sliding_window=8, max_window_layers=1,
+    )  # fmt: skip
+    model = transformers.Qwen2Model(config).eval()
+
+    with pytest.raises(EncoderError, match="share the others' angles"):
         slow_down(model, 2)
 
 

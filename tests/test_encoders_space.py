@@ -7,6 +7,7 @@ import shutil
 
 import encoder_models
 import numpy as np
+import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -232,6 +233,23 @@ def test_a_graph_that_does_not_do_what_the_map_says_fails_the_check(tiny_model, 
 
 
 @pytest.mark.parametrize("method", [{"long": "pcw", "max_tokens": 300}, {"long": "late-chunking"}])
+def test_an_output_beside_the_vectors_is_checked_too(method, tiny_model, encoder_cache, tmp_path):
+    folder = tmp_path / "spaced"
+    export_spaced(config_of(tiny_model, encoder_cache, **method), folder, "centre", TEXTS)
+    config = EncoderConfig(cache=str(encoder_cache))
+    assert check(folder, "", config)["passed"]
+    graph = onnx.load(folder / "model.onnx")
+    beside = graph.graph.output[1].name
+    (node,) = (node for node in graph.graph.node if beside in node.output)
+    (minus,) = (made for made in graph.graph.node if node.input[0] in made.output)
+    (mean,) = (one for one in graph.graph.initializer if one.name == minus.input[1])
+    mean.CopyFrom(onnx.numpy_helper.from_array(1.5 * onnx.numpy_helper.to_array(mean), mean.name))
+    onnx.save(graph, folder / "model.onnx")
+
+    assert not check(folder, "", config)["passed"]
+
+
+@pytest.mark.parametrize("method", [{"long": "pcw", "max_tokens": 300}, {"long": "late-chunking"}])
 def test_vectors_that_are_means_are_mapped_as_means(method, tiny_model, raw_model, encoder_cache, tmp_path):
     texts = [LONG, *TEXTS] if "max_tokens" in method else TEXTS
     documents = np.arange(len(texts)) // 3  # chunks that see each other where they are encoded late
@@ -257,6 +275,18 @@ def test_a_space_behind_an_exported_encoder_and_behind_a_model_are_one(tiny_mode
         export_spaced(config, tmp_path / "b", "centre", TEXTS[:120])
     with pytest.raises(UsageError, match="has a fitted space already"):
         export_spaced(EncoderConfig(model=str(tmp_path / "b")), tmp_path / "c", "centre", TEXTS)
+
+
+def test_a_model_that_was_moved_after_it_was_cached_is_found_where_it_is(tmp_path, tiny_model, encoder_cache):
+    first, then = tmp_path / "first", tmp_path / "then"
+    cached = config_of(first, tmp_path / "cache")
+    shutil.copytree(tiny_model, first)
+    load_encoder(cached).close()
+    first.rename(then)
+
+    moved = export_spaced(config_of(then, tmp_path / "cache"), tmp_path / "out", "centre", TEXTS)
+
+    assert moved["spec"]["source"] == str(then)
 
 
 def test_the_command(tiny_model, encoder_cache, tmp_path):

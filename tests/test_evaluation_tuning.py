@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -123,6 +124,21 @@ def test_a_prompt_without_a_slot_is_tried_without_prepending(decoder_folder, tmp
     assert "gain" not in said.stdout
     assert [found["prepended"], found["gain"], len(found["trials"])] == [None, None, 1]
     assert found["held_out"] == found["plain"]["held_out"]
+
+
+def test_texts_stand_behind_the_models_own_prompt(decoder_folder, tmp_path):
+    folder = tmp_path / "prompted"
+    shutil.copytree(decoder_folder, folder)
+    own = {"prompts": {"document": "towns and mills "}}
+    (folder / "config_sentence_transformers.json").write_text(json.dumps(own))
+    how = DecoderConfig(prompt="{text} means:")
+
+    _, _, prompted = Checkpoint.open(EncoderConfig(model=str(folder))).rows(how, ["river"])
+    _, _, said = Checkpoint.open(EncoderConfig(model=str(decoder_folder))).rows(
+        how, ["towns and mills river"]
+    )
+
+    np.testing.assert_array_equal(prompted[0], said[0])
 
 
 @pytest.mark.parametrize(("max_tokens", "most"), [(0, 96), (40, 40)])

@@ -15,7 +15,7 @@ from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.exported import GRAPH, TOKENIZER, is_exported, read_exported, read_manifest
 from pipeline.encoders.locate import locate
 from pipeline.encoders.parity import Inputs, compare, passes
-from pipeline.encoders.prepare import as_run, check_source, model_of, probe
+from pipeline.encoders.prepare import check_source, model_of, probe, runs_of
 from pipeline.encoders.runtime import open_session
 from pipeline.encoders.space import Space, load_space
 from pipeline.encoders.spec import EncoderSpec
@@ -50,11 +50,13 @@ def check(
     reference = vectors_of(plain, inputs, space, Wording.read(manifest))
     rows, passed = [], True
     for name, optimise in (("exported", False), ("optimised", True)):
-        run = as_run(open_session(folder / GRAPH, "cpu", optimise=optimise))
         observe(Progress(f"running the {name} graph"))
-        got = [run(ids, mask) for ids, mask in inputs]
-        rows += [{"graph": name} | row for row in shape_by_shape(reference, got, inputs, spec.precision)]
-        passed &= passes(compare(list(zip(reference, got, strict=True))), spec.precision)
+        session = open_session(folder / GRAPH, "cpu", optimise=optimise)
+        for output, run in runs_of(session, spec).items():
+            got = [run(ids, mask) for ids, mask in inputs]
+            found = shape_by_shape(reference, got, inputs, spec.precision)
+            rows += [{"graph": name + output} | row for row in found]
+            passed &= passes(compare(list(zip(reference, got, strict=True))), spec.precision)
     return {
         "encoder": str(folder),
         "model": spec.source,

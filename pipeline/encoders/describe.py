@@ -71,7 +71,7 @@ def _describe_model(located: Located, config: EncoderConfig) -> EncoderSpec:
         tokenizer=_hash_tokenizer(folder, remembered),
         config=hash_json({key: value for key, value in folder.config.items() if key not in _VOLATILE}),
         modules=_modules(folder.head, remembered),
-        document_prompt=_prompt(folder, config.document_prompt, ("document", "passage", "corpus")),
+        document_prompt=document_prompt_of(folder, config),
         query_prompt=_prompt(folder, config.query_prompt, ("query",)),
         max_tokens=max_tokens,
         dims=dims_of(folder),
@@ -123,6 +123,11 @@ def usual_tokens(folder: ModelFolder, config: EncoderConfig) -> int:
     said = [folder.settings.get("max_seq_length"), tokenizer.get("model_max_length")]
     chosen = next((int(n) for n in said if isinstance(n, (int, float)) and 0 < n < _NO_LIMIT), None)
     return min(chosen or limit or _FALLBACK_TOKENS, limit or _NO_LIMIT)
+
+
+def document_prompt_of(folder: ModelFolder, config: EncoderConfig) -> str:
+    """What goes before documents: what the user set, else the model's own."""
+    return _prompt(folder, config.document_prompt, ("document", "passage", "corpus"))
 
 
 def _prompt(folder: ModelFolder, asked: str | None, names: tuple[str, ...]) -> str:

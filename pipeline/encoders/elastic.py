@@ -17,7 +17,7 @@ from pipeline.errors import EncoderError, UsageError
 
 _LAYERS = ("num_hidden_layers", "n_layers", "n_layer", "num_layers")
 _HIDDEN = ("hidden_size", "d_model", "dim", "n_embd")
-_FINAL_NORMS = ("final_norm", "norm")
+_FINAL_NORMS = ("final_layer_norm", "final_layernorm", "final_norm", "ln_f", "norm")
 
 
 def dims_of(folder: ModelFolder) -> int:

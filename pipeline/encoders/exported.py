@@ -94,7 +94,10 @@ def read_exported(folder: Path) -> EncoderSpec:
 
 
 def check_settings(spec: EncoderSpec, config: EncoderConfig) -> None:
-    """Raise UsageError where the settings ask for something else than what was exported."""
+    """Raise UsageError where the settings ask for something else than what was exported.
+
+    A setting at its default asks for nothing: configuration files list them all.
+    """
     sections = set(spec.settings) - {"model"}
     asked = _by_key(config.model_dump(include=sections))
     defaults = _by_key(EncoderConfig().model_dump(include=sections))

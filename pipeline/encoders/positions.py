@@ -23,7 +23,7 @@ _RELATIVE = {"deberta", "deberta-v2", "mt5", "t5", "umt5"}
 # ModernBERT as it is published has a base for either kind of layer.
 _ROTARY = ("rope_parameters", "rope_theta", "rotary_emb_base", "global_rope_theta")
 _LIMITS = ("max_position_embeddings", "n_positions")
-_SLIDING = {"mistral", "mixtral"}
+_SLIDING = {"mistral", "mixtral", "phi3", "phimoe", "starcoder2"}
 _LOCAL = ("local_attention", "sliding_window", "attention_window")
 
 

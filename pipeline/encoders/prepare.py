@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -250,13 +250,44 @@ def _export(spec: EncoderSpec, config: EncoderConfig, building: Path, observe: O
     append_head(graph, states, folder.head, output_beside(spec), wording.left_out if wording else ())
     save_graph(graph, building / GRAPH)
     observe(Progress("comparing with the model"))
-    figures = {}
-    for name, optimise in (("exported", False), ("optimised", True)):
-        run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
-        figures[name] = check_parity(f"the {name} graph", spec.precision, reference, run, inputs)
+    figures = check_graph(building / GRAPH, "graph", spec, reference, inputs)
     check_source(spec, config)  # files that changed while they were read would have passed the gate, too
     said = {"pad_id": folder.pad_id, "vocabulary": folder.vocabulary, "parity": _as_json(figures)}
     return said | ({"wording": asdict(wording)} if wording else {})
+
+
+def check_graph(
+    file: Path, what: str, spec: EncoderSpec, reference: Sequence[NDArray[np.floating]], inputs: Inputs
+) -> dict[str, Figures]:
+    """Hold a graph, as it is written and as it runs, to the model's vectors by each output that the encoder reads.
+
+    Raises ParityError with the figures.
+    """
+    figures = {}
+    for name, optimise in (("exported", False), ("optimised", True)):
+        session = open_session(file, "cpu", optimise=optimise)
+        for output, run in runs_of(session, spec).items():
+            figures[name + output] = check_parity(
+                f"the {name} {what}{output}", spec.precision, reference, run, inputs
+            )
+    return figures
+
+
+def runs_of(session: Any, spec: EncoderSpec) -> dict[str, Run]:  # noqa: ANN401 - an InferenceSession
+    """Whole texts' vectors by each output that the encoder reads, by what is said of it: "" for the vectors' own."""
+    beside = output_beside(spec)
+    if not beside:
+        return {"": as_run(session)}
+    given = as_run(session, (beside,))
+
+    def run(ids: NDArray[np.int64], mask: NDArray[np.int64]) -> NDArray[np.floating]:
+        found = given(ids, mask)
+        if beside == STATES:
+            found = np.einsum("nlh,nl->nh", found, mask) / mask.sum(axis=1, keepdims=True)
+            found = found[:, : spec.dims]
+        return found / np.linalg.norm(found, axis=1, keepdims=True) if spec.normalised else found
+
+    return {"": as_run(session), f", {beside}": run}
 
 
 def output_beside(spec: EncoderSpec) -> str:

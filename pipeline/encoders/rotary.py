@@ -37,6 +37,7 @@ def slow_down(transformer: Any, factor: float) -> None:  # noqa: ANN401 - a tran
 
 def _rebase(transformer: Any, other: Callable[[float], float]) -> None:  # noqa: ANN401
     config = transformer.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
     changed = 0
     for module in transformer.modules():
         for name, buffer in list(module.named_buffers(recurse=False)):
@@ -52,6 +53,12 @@ def _rebase(transformer: Any, other: Callable[[float], float]) -> None:  # noqa:
                     "Set encoder.long to split or pcw",
                 )
             if other(base) != base:
+                if name == _FREQUENCIES and len(kinds) > 1 and _LOCAL in kinds:
+                    raise EncoderError(
+                        f"a {config.model_type} model whose layers that see near tokens alone share the others' angles",
+                        "Angles of their own for either kind of layer, or layers of one kind",
+                        "Set encoder.long to self-extend or pcw",
+                    )
                 buffer.copy_(other(base) ** -pairs)
             changed += 1
     if not changed:

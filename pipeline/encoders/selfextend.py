@@ -294,8 +294,19 @@ def _install(
     return parent, name
 
 
-def see_all(transformer: Any) -> None:  # noqa: ANN401
-    """Switch a window off that all layers have (Mistral), in place: SelfExtend is for those that see all tokens."""
+def see_all(transformer: Any, window: int) -> None:  # noqa: ANN401
+    """Switch a window off that all layers have (Mistral), in place: SelfExtend is for those that see all tokens.
+
+    Raises EncoderError where that would change texts of `window` tokens, which are to keep their vectors.
+    """
     config = transformer.config
-    if getattr(config, "sliding_window", None) and not getattr(config, "layer_types", None):
-        config.sliding_window = None
+    sliding = getattr(config, "sliding_window", None)
+    if not sliding or getattr(config, "layer_types", None):
+        return
+    if sliding < window:
+        raise EncoderError(
+            f"a {config.model_type} model whose layers all see {sliding} tokens, and {window} positions",
+            "Layers that see all tokens up to the window, or a kind of model whose window is known to slide",
+            "Set encoder.long to ntk or pcw",
+        )
+    config.sliding_window = None

@@ -20,10 +20,8 @@ from pipeline.encoders.decoders.wording import Wording
 from pipeline.encoders.describe import describe
 from pipeline.encoders.exported import GRAPH, MANIFEST, TOKENIZER, is_exported, read_manifest
 from pipeline.encoders.locate import locate
-from pipeline.encoders.parity import Figures, check_parity
 from pipeline.encoders.pieces import cut
-from pipeline.encoders.prepare import as_run, check_out, prepare, probe, write_out
-from pipeline.encoders.runtime import open_session
+from pipeline.encoders.prepare import check_graph, check_out, prepare, probe, write_out
 from pipeline.encoders.session import Encoder
 from pipeline.encoders.space import SPACE, Space, check_sample, fit, has_space, read_kind, save_space
 from pipeline.encoders.spec import EncoderSpec
@@ -60,16 +58,18 @@ def export_spaced(
     check_sample(kind, spec.dims, len(texts))
     observe(Progress("preparing the encoder"))
     prepared = prepare(spec, config)
+    # the cache's entry may have been made of the same files at another place
+    made_of = read_manifest(prepared)["spec"]["source"] if is_exported(Path(spec.source)) else spec.source
+    source = locate(made_of).source
     encoder = open_raw(spec, prepared, config)
     try:
         space = fit(kind, _embed(encoder, texts, observe))
     finally:
         encoder.close()
-    source = locate(read_manifest(prepared)["spec"]["source"]).source
     plain = replace(spec, source=source)
     spaced = replace(plain, modules=(*_raw(plain).modules, space.module, "normalize"), dims=space.dims)
     observe(Progress("comparing with the model"))
-    write_out(spaced, out, lambda building: _write(plain, space, prepared, building))
+    write_out(spaced, out, lambda building: _write(plain, spaced, space, prepared, building))
     return read_manifest(out)
 
 
@@ -109,7 +109,9 @@ def _raw(spec: EncoderSpec) -> EncoderSpec:
     return replace(spec, modules=spec.modules[:-1]) if spec.normalised else spec
 
 
-def _write(plain: EncoderSpec, space: Space, prepared: Path, building: Path) -> dict[str, Any]:
+def _write(
+    plain: EncoderSpec, spaced: EncoderSpec, space: Space, prepared: Path, building: Path
+) -> dict[str, Any]:
     """Write graph, tokenizer and space, and hold the graph to the model; returns what the manifest says beside."""
     import onnx
 
@@ -126,12 +128,7 @@ def _write(plain: EncoderSpec, space: Space, prepared: Path, building: Path) -> 
     manifest = read_manifest(prepared)
     inputs = probe(load_tokenizer(building / TOKENIZER), manifest["vocabulary"], manifest["pad_id"], plain)
     reference = vectors_of(plain, inputs, space, Wording.read(manifest))
-    figures: dict[str, Figures] = {}
-    for name, optimise in (("exported", False), ("optimised", True)):
-        run = as_run(open_session(building / GRAPH, "cpu", optimise=optimise))
-        figures[name] = check_parity(
-            f"the {name} graph in its space", plain.precision, reference, run, inputs
-        )
+    figures = check_graph(building / GRAPH, "graph in its space", spaced, reference, inputs)
     said = {"space": {"kind": space.kind, "texts": space.texts}, "plain": asdict(plain)}
     said["parity"] = {name: asdict(measured) for name, measured in figures.items()}
     return {name: manifest[name] for name in ("pad_id", "vocabulary", "wording") if name in manifest} | said

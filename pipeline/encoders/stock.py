@@ -104,7 +104,7 @@ def _change_angles(transformer: Any, long: LongSpec | None) -> None:  # noqa: AN
         from pipeline.encoders.selfextend import see_all
 
         check_base(transformer)
-        see_all(transformer)
+        see_all(transformer, long.window)
 
 
 def _load_decoder(folder: ModelFolder, decoder: DecoderSpec, wording: Wording) -> Stock:

@@ -138,11 +138,9 @@ def exits_of(layers: int, start: int) -> list[int]:
     return sorted({first, *(max(first, round(share * layers)) for share in _EXITS)})
 
 
-def best_layer(
-    how: DecoderConfig, pairs: Pairs, vectors: NDArray[np.float32], layers: int, least: int = 0
-) -> Trial:
-    """The layer from `least` on (0: the upper half) whose vectors float32[layers + 1, n, hidden] score best."""
-    first = max(least or layers // 2, how.exit, 1)
+def best_layer(how: DecoderConfig, pairs: Pairs, vectors: NDArray[np.float32], layers: int) -> Trial:
+    """The layer of the upper half whose vectors float32[layers + 1, n, hidden] score best."""
+    first = max(layers // 2, how.exit, 1)
     scores = {
         out: spearman(cosines_of(vectors[out], pairs), pairs.scores) for out in range(first, layers + 1)
     }

@@ -22,7 +22,7 @@ from pipeline.encoders.decoders.reading import read_model
 from pipeline.encoders.decoders.reference import hidden_states, pool
 from pipeline.encoders.decoders.spec import DecoderSpec, describe_decoder
 from pipeline.encoders.decoders.wording import Wording, word, worded
-from pipeline.encoders.describe import usual_tokens
+from pipeline.encoders.describe import document_prompt_of, usual_tokens
 from pipeline.encoders.elastic import layers_of
 from pipeline.encoders.folder import ModelFolder, read_json
 from pipeline.encoders.locate import locate
@@ -93,7 +93,7 @@ class Checkpoint:
             )
         wording = word(self.tokenizer, decoder, self.folder.config)
         definition = json.dumps(worded(self.tokenizer, wording)).encode("utf-8")
-        tokenizer = Tokenizer(definition, self.config.document_prompt or "")
+        tokenizer = Tokenizer(definition, document_prompt_of(self.folder, self.config))
         most = usual_tokens(self.folder, self.config)
         check_room(tokenizer, most)
         return (
