@@ -14,6 +14,17 @@ def test_an_interval_is_of_the_differences():
     assert str(found) == "+0.010 [+0.010, +0.010]"
 
 
+def test_what_one_question_has_in_several_collections_is_drawn_together():
+    values = np.random.default_rng(0).normal(size=40)
+    names = [str(number) for number in range(40)]
+
+    once, five_times = paired(values), paired(np.tile(values, 5), questions=5 * names)
+
+    assert five_times.mean == pytest.approx(once.mean)
+    assert five_times.high - five_times.low == pytest.approx(once.high - once.low, rel=0.1)
+    assert paired(np.tile(values, 5)).high - once.mean < 0.6 * (once.high - once.mean)
+
+
 def test_it_covers_the_mean_as_often_as_it_says():
     draw = np.random.default_rng(1)
     found = [paired(draw.normal(0.3, 1, 80)) for _ in range(200)]

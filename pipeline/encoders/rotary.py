@@ -1,7 +1,7 @@
 """Rotary angles that reach further: a larger base, as in NTK-aware scaling (LongEmbed, §4.2).
 
 The fastest pair of dimensions turns as ever, the slowest one is slowed the most. All texts get the new angles, short
-ones and queries too. Layers that see near tokens alone keep theirs.
+ones and queries too. Layers that see near tokens alone keep theirs; a model where they share them is refused.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 Near tokens are as far apart as ever. Farther ones are told apart by groups, so that no distance is beyond the window.
 A text within the window is computed as the model computes it. The exported modules work on a whole batch; the reference
-runs one text alone and turns every pair of tokens by a distance that numpy made. Neither shares code with the other.
+runs one text alone and, up to 2,048 tokens, turns every pair of them by a distance that numpy made: neither shares code
+with the other. For longer texts, where every pair takes too long, it is what is exported, run by torch.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ _ATTENDING = "attending"
 _TURN = "apply_rotary_pos_emb"
 # Attention scores, a row of a batch, that are held at once; beyond them heads are computed one after the other.
 _SCORES = 1 << 26
-# Every pair of longer texts takes too long: their reference is what is exported, run by torch.
 _LONGEST_BY_PAIR = 2048
 
 Turns = tuple[torch.Tensor, torch.Tensor]

@@ -28,10 +28,25 @@ class Paired:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
 
 
-def paired(differences: NDArray[np.float64], seed: int = 0) -> Paired:
-    """The mean of float64[n], n > 0, one a query, and its interval."""
-    low, high = interval(resampled([differences], seed))
+def paired(differences: NDArray[np.float64], seed: int = 0, questions: Sequence[str] | None = None) -> Paired:
+    """The mean of float64[n], n > 0, one a query, and its interval.
+
+    `questions`: what each asks; queries that ask the same, of several collections, are drawn together.
+    """
+    drawn = (
+        resampled([differences], seed) if questions is None else _by_question(differences, questions, seed)
+    )
+    low, high = interval(drawn)
     return Paired(float(differences.mean()), low, high, len(differences))
+
+
+def _by_question(values: NDArray[np.float64], questions: Sequence[str], seed: int) -> NDArray[np.float64]:
+    """float64[2000]: the means of what questions, drawn again, have."""
+    _, number, counts = np.unique(np.asarray(questions), return_inverse=True, return_counts=True)
+    sums = np.bincount(number, weights=values)
+    drawn = np.random.default_rng(seed).integers(0, len(sums), (_RESAMPLES, len(sums)))
+    means: NDArray[np.float64] = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
+    return means
 
 
 def interval(drawn: NDArray[np.float64]) -> tuple[float, float]:

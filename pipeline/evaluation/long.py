@@ -83,27 +83,23 @@ def evaluate_long(
 
     A row a task, length and method: accuracy of the first and nDCG@10 as means over seeds, their standard deviation,
     the largest hub, how many documents of all seeds were truncated, and the difference to truncation with its 95 %
-    interval, paired by query. `plain_baselines` is false where truncation and windows are no plain model's: an exported
-    encoder with `ntk` has none at hand. Raises UsageError for late chunking that is not told how long chunks are.
+    interval, paired by question. `plain_baselines` is false where truncation and windows are no plain model's: an
+    exported encoder with `ntk` has none at hand. Raises UsageError for late chunking that is not told how long chunks are.
     """
     config = settings.encoder.model_copy(update={"codes": ""})
     check_late(describe(config), settings.chunking)
     sentences = read_prose(prose)
     haystacks = [make(task, n, seed, sentences) for task in TASKS for n in lengths for seed in range(seeds)]
     observe(Progress("preparing the encoder"))
-    measured: list[tuple[Task, int, dict[str, Scores]]] = []
+    measured: list[tuple[Haystack, dict[str, Scores]]] = []
     with _opened(config) as (encoder, plain):
         for tokenizer in (encoder.tokenizer, encoder.query_tokenizer):
             check_room(tokenizer, window_of(encoder))
         for number, haystack in enumerate(haystacks):
             observe(Progress("embedding", number, len(haystacks)))
-            scores = measure_others(plain, haystack)
-            scores |= (
-                measure_late(encoder, plain, haystack, settings)
-                if encoder.late
-                else measure(encoder, haystack)
-            )
-            measured.append((haystack.task, haystack.length, scores))
+            late = encoder.late
+            own = measure_late(encoder, plain, haystack, settings) if late else measure(encoder, haystack)
+            measured.append((haystack, measure_others(plain, haystack) | own))
     return {
         "encoder": config.model,
         "encoder_version": encoder.spec.version,
@@ -236,15 +232,16 @@ def score(found: Found, truncated: int = 0) -> Scores:
     return Scores(np.array(places, np.int64), hub, truncated)
 
 
-def rows(measured: Sequence[tuple[Task, int, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
+def rows(measured: Sequence[tuple[Haystack, Mapping[str, Scores]]]) -> list[dict[str, Any]]:
     """A row a task, length and method, as JSON values, over the haystacks that the method was measured on.
 
-    `measured`: task, length and the scores of each haystack, truncation's among them.
+    `measured`: the scores of each haystack by method, truncation's among them.
     """
-    grouped: dict[tuple[Task, int, str], list[tuple[Scores, Scores]]] = {}
-    for task, length, scores in measured:
+    grouped: dict[tuple[Task, int, str], list[_Run]] = {}
+    for haystack, scores in measured:
         for method, scored in scores.items():
-            grouped.setdefault((task, length, method), []).append((scored, scores[BASELINE]))
+            run = _Run(haystack.queries, scored, scores[BASELINE])
+            grouped.setdefault((haystack.task, haystack.length, method), []).append(run)
     return [
         {"task": task, "length": length, "method": method, "seeds": len(runs)}
         | _summary(runs, plain=method == BASELINE)
@@ -252,20 +249,32 @@ def rows(measured: Sequence[tuple[Task, int, Mapping[str, Scores]]]) -> list[dic
     ]
 
 
-def _summary(runs: Sequence[tuple[Scores, Scores]], plain: bool) -> dict[str, Any]:
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One method on one haystack, and truncation on the same."""
+
+    queries: Sequence[str]
+    scores: Scores
+    baseline: Scores
+
+
+def _summary(runs: Sequence[_Run], plain: bool) -> dict[str, Any]:
     said: dict[str, Any] = {}
     for name, of in (("accuracy", "accuracy"), ("ndcg@10", "ndcg")):
-        means = [float(getattr(run, of).mean()) for run, _ in runs]
+        means = [float(getattr(run.scores, of).mean()) for run in runs]
         said |= {name: round(float(np.mean(means)), 4), f"{name}_sd": round(float(np.std(means)), 4)}
         said[f"{name}_gain"] = None if plain else _gain(runs, of)
-    truncated = sum(run.truncated for run, _ in runs)
-    return said | {"hub": max(run.hub for run, _ in runs), "truncated": truncated}
+    truncated = sum(run.scores.truncated for run in runs)
+    return said | {"hub": max(run.scores.hub for run in runs), "truncated": truncated}
 
 
-def _gain(runs: Sequence[tuple[Scores, Scores]], of: str) -> list[float]:
-    """The mean difference to truncation and its 95 % interval, over the queries of all seeds, drawn again."""
-    each = np.concatenate([getattr(a, of) - getattr(b, of) for a, b in runs])
-    found = paired(each)
+def _gain(runs: Sequence[_Run], of: str) -> list[float]:
+    """The mean difference to truncation and its 95 % interval, over the questions of all seeds, drawn again.
+
+    Seeds ask for some of the same hundred facts: what one question has in all of them is drawn together.
+    """
+    each = np.concatenate([getattr(run.scores, of) - getattr(run.baseline, of) for run in runs])
+    found = paired(each, questions=[query for run in runs for query in run.queries])
     return [round(value, 4) for value in (found.mean, found.low, found.high)]
 
 

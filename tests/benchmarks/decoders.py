@@ -4,13 +4,13 @@
 
 FOLDER holds Parquet files with columns sentence1, sentence2, score; exits and layers are chosen on the dev set alone.
 Sentences are cleaned as in the papers' code. Vectors are those of the stock model, to which the gate holds exported
-encoders. Every cell is added to results/decoders.cells.jsonl when it is done: a run that was ended goes on.
+encoders. Every cell is added to results/decoders.MODEL.cells.jsonl when it is done: a run that was ended goes
+on.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, write_result
+from harness import RESULTS, add_cell, read_cells, write_result
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,7 +27,6 @@ from pipeline.encoders.decoders.sweep import Checkpoint
 from pipeline.evaluation.sts import Pairs, cosines_of, read_pairs, spearman, spearman_resampled
 from pipeline.evaluation.tuning import PROMPTS, exits_of, some_of
 
-CELLS = RESULTS / "decoders.cells.jsonl"
 MEAN = "mean"
 
 Set = tuple[str, int]
@@ -38,7 +37,8 @@ def main() -> None:
     """Measure the cells that are missing; Ctrl-C loses one."""
     given = _arguments()
     model = Checkpoint.open(EncoderConfig(model=given.model))
-    cells = read_cells()
+    file = RESULTS / f"decoders.{Path(given.model).name}.cells.jsonl"
+    cells = {cell.pop("key"): cell for cell in read_cells(file)}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as bar:
         sets = [_set(part) for part in given.sets.split(",")]
@@ -49,8 +49,7 @@ def main() -> None:
             bar.update(shown, description=key)
             if key not in cells:
                 cells[key] = measure(model, given.pairs / f"{name}.parquet", most, prompt, exit)
-                with CELLS.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps({"key": key} | cells[key]) + "\n")
+                add_cell(file, {"key": key} | cells[key])
                 report(given, cells, model.layers, sets)
             bar.advance(shown)
     report(given, cells, model.layers, sets)
@@ -137,12 +136,6 @@ def chosen(
     ]
     best = [max(entry for entry in scored if (entry[1] > 0) == on)[1:] for on in (False, True)]
     return best[0], best[1]
-
-
-def read_cells() -> dict[str, Any]:
-    """All cells so far."""
-    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.exists() else []
-    return {cell.pop("key"): cell for cell in map(json.loads, lines)}
 
 
 def report(given: argparse.Namespace, cells: dict[str, Any], layers: int, sets: list[Set]) -> None:

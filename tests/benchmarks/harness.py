@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -53,6 +54,22 @@ def ratio_of_medians(measured: Mapping[str, Sequence[float]], ours: str, theirs:
 def ratio_of_best(measured: Mapping[str, Sequence[float]], ours: str, theirs: str) -> float:
     """Our best run over their best: the fairer number where others use the machine, as waiting threads suffer most."""
     return max(measured[ours]) / max(measured[theirs])
+
+
+def read_cells(file: Path) -> list[dict[str, Any]]:
+    """What a measurement that goes on where it was ended has measured; a line that was cut off is none."""
+    found = []
+    for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def add_cell(file: Path, cell: Mapping[str, Any]) -> None:
+    """Add a cell as a line of its own, also behind one that was cut off."""
+    cut_off = file.exists() and file.stat().st_size and not file.read_bytes().endswith(b"\n")
+    with file.open("a", encoding="utf-8") as lines:
+        lines.write(("\n" if cut_off else "") + json.dumps(cell) + "\n")
 
 
 def write_result(

@@ -2,14 +2,14 @@
 
     python tests/benchmarks/long.py --model MODEL [--lengths 512,1024,2048] [--seeds 5] [--haystack FILE]
 
-Every cell, one way on one haystack, is added to results/long.cells.jsonl when it is done: a run that was ended goes on.
+Every cell, one way on one haystack, is added to results/long.MODEL.cells.jsonl when it is done: a run that was ended
+goes on, with the same haystack.
 The table, its plot and long.md are written again after each. `long_cost.py` measures what each way costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from harness import RESULTS, write_result
+from harness import RESULTS, add_cell, read_cells, write_result
 from long_report import write_report
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -36,7 +36,6 @@ from pipeline.evaluation.long import (
 )
 from pipeline.evaluation.needles import TASKS, Haystack, make, read_prose
 
-CELLS = RESULTS / "long.cells.jsonl"
 METHODS = "pcw,rp,pi,pi-dynamic,gp,late-chunking"
 CHUNK = 128  # tokens, for late chunking
 WINDOW = 512  # of MiniLM: what late chunking takes at once
@@ -53,7 +52,8 @@ def main() -> None:
         for seed, length, task, method in orders
         if length > given.shortest or method == methods[0]
     ]
-    done = {key_of(cell) for cell in read_cells()}
+    cells = RESULTS / f"long.{Path(given.model).name}.cells.jsonl"
+    done = {key_of(cell) for cell in read_cells(cells)}
     prose = read_prose(given.haystack)
     encoders: dict[str, Encoder] = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -72,9 +72,8 @@ def main() -> None:
                 scores = measure_others(encoders[method], haystack) | scores
             cell = {"length": length, "seed": seed, "task": task, "method": method}
             cell |= {"cpu_s": round(time.process_time() - since, 1), "scores": _as_json(scores)}
-            with CELLS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(cell) + "\n")
-            report(given, window_of(encoders[method]))
+            add_cell(cells, cell)
+            report(given, window_of(encoders[method]), table(read_cells(cells), prose))
             bar.advance(shown)
 
 
@@ -113,12 +112,6 @@ def settings_of(model: str, method: str, max_tokens: int) -> EncoderConfig:
     )
 
 
-def read_cells() -> list[dict[str, Any]]:
-    """What is measured already; a last line that was cut off is none."""
-    lines = CELLS.read_text(encoding="utf-8").splitlines() if CELLS.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
-
-
 def key_of(cell: dict[str, Any]) -> tuple[int, int, str, str]:
     """Length, seed, task and method."""
     return cell["length"], cell["seed"], cell["task"], cell["method"]
@@ -132,7 +125,7 @@ def _as_json(scores: dict[str, Scores]) -> dict[str, Any]:
     }
 
 
-def table(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def table(cells: Sequence[dict[str, Any]], prose: Sequence[str]) -> list[dict[str, Any]]:
     """Cells as rows of means over seeds, with differences to truncation paired by query."""
     measured: dict[tuple[str, int, int], dict[str, Scores]] = {}
     for cell in cells:
@@ -140,17 +133,16 @@ def table(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             name: Scores(np.array(said["places"]), said["hub"], 0) for name, said in cell["scores"].items()
         }
         measured.setdefault((cell["task"], cell["length"], cell["seed"]), {}).update(scores)
-    found = rows([(task, length, scores) for (task, length, _), scores in measured.items()])
+    found = rows([(make(*key, prose), scores) for key, scores in measured.items()])
     for row in found:
         del row["truncated"]  # cells do not hold it
     return found
 
 
-def report(given: argparse.Namespace, window: int) -> None:
+def report(given: argparse.Namespace, window: int, found: Sequence[dict[str, Any]]) -> None:
     """Write long.json, long.md and long.svg out of the cells that there are."""
     settings = {"model": Path(given.model).name, "window": window, "max_tokens": given.max_tokens}
     haystack = given.haystack.parent.name if given.haystack else "generated"
-    found = table(read_cells())
     write_result("long", {"passkey": "generated", "needle in": haystack}, settings, 0, {"rows": found})
     write_report(found, settings | {"haystack": haystack})
 

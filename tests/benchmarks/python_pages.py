@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     given = parser.parse_args()
     files = sorted(given.sources.glob("*.rst.txt"))
-    pages = [page for file in files if (page := _read(file.read_text("utf-8")))]
+    found = [page for file in files if (page := _read(file.read_text("utf-8")))]
+    pages = list({page.module: page for page in reversed(found)}.values())  # the first page of each module
     given.out.mkdir(parents=True, exist_ok=True)
     names = [page.module for page in pages]
     synopses = {"id": names, "text": [page.synopsis for page in pages]}
