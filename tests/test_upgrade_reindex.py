@@ -321,5 +321,8 @@ def test_a_new_chunking_is_filled_from_the_source(memory, rows, tmp_path):
     assert (found.way, found.complete, found.ingested.counts.indexed) == (Way.SOURCE, True, 12)
     assert found.ingested.counts.stale == 1  # what was deleted stays deleted
     points.assert_same(held(old, "docs@next"), expected(fine, rows, tmp_path / "expected"))
+    finer = new.model_copy(update={"chunking": new.chunking.model_copy(update={"max_tokens": 20})})
+    with pytest.raises(UpgradeRefused, match="and this is another chunker\\. "):
+        upgrade(finer, source=str(file))
     with pytest.raises(UsageError, match="--max-tokens"):
         upgrade(fine, source=str(file), limits=Limits(max_tokens=5))

@@ -184,7 +184,7 @@ def _budget(tokenizer: Tokenizer, config: ChunkingConfig, max_tokens: int) -> in
         raise UsageError(
             f"chunking.max_tokens = {config.max_tokens}",
             f"The encoder takes {max_tokens} tokens at most",
-            "Lower chunking.max_tokens, or set it to 0 for as many as the encoder takes",
+            "Lower chunking.max_tokens",
         )
     budget = config.max_tokens or max_tokens
     room = budget - tokenizer.special_tokens

@@ -46,7 +46,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-evaluate_app = typer.Typer(help="Measure retrieval.", no_args_is_help=True)
+evaluate_app = typer.Typer(
+    help="Measure retrieval, long documents, likeness of sentences.", no_args_is_help=True
+)
 app.add_typer(evaluate_app, name="evaluate")
 evaluate_app.command("long")(long)
 evaluate_app.command("sts")(sts)

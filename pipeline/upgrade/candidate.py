@@ -192,20 +192,21 @@ def _codes_beside(name: str, held: Contract, codes: CodesContract | None) -> dic
 
 def _check_same(held: Contract, wanted: Contract, name: str) -> None:
     """Raise UpgradeRefused unless the candidate that is there is the one that is wanted."""
-    same = all(
-        (
-            held.encoder_version == wanted.encoder_version,
-            held.chunker_versions == wanted.chunker_versions,
-            held.codes is None
-            or wanted.codes is None
-            or held.codes.keep_vectors == wanted.codes.keep_vectors,
-            not held.compatible or not wanted.compatible or held.compatible == wanted.compatible,
-        )
-    )
-    if not same:
+    codes = held.codes and wanted.codes and held.codes.keep_vectors != wanted.codes.keep_vectors
+    bridge = held.compatible and wanted.compatible and held.compatible != wanted.compatible
+    differing = {
+        f"encoder, {wanted.model!r}, version {wanted.encoder_version}": held.encoder_version
+        != wanted.encoder_version,
+        "chunker": held.chunker_versions != wanted.chunker_versions,
+        "store.keep_vectors": codes,
+        "bridge": bridge,
+    }
+    other = [what for what, differs in differing.items() if differs]
+    if other:
         raise UpgradeRefused(
-            f"{name}{NEXT} is being built for {held.model!r}, version {held.encoder_version}, otherwise than asked for",
-            f"The same for {wanted.model!r}, version {wanted.encoder_version}: encoder, bridge, chunks and codes",
+            f"{name}{NEXT} is being built for {held.model!r}, version {held.encoder_version}, and this is another "
+            f"{' and another '.join(other)}",
+            "The encoder, bridge, chunks and codes that it was begun with",
             "Go on with what it was begun with, or throw it away: headwater retire --next",
         )
 

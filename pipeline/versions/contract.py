@@ -204,7 +204,8 @@ class Contract:
                 f"these chunking settings have version {version}, "
                 f"but collection {collection!r} was cut with version {self.chunker_version}",
                 "One collection is cut in one way",
-                "Restore the [chunking] settings, or ingest into another --collection",
+                "Restore the [chunking] settings, cut all anew beside it (headwater reindex --from SOURCE), or ingest "
+                "into another --collection",
             )
 
     def check_profile(self, profile: str, collection: str) -> None:

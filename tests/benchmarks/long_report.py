@@ -20,8 +20,8 @@ def write_report(rows: Sequence[Mapping[str, Any]], said: Mapping[str, Any]) -> 
         f"{said['model']}, window {said['window']}, every method up to {said['max_tokens']:,} tokens; needles in "
         f"prose: {said['haystack']}. 100 documents and 50 queries a seed; one vector a document, but for best window "
         "(one a window), best chunk and late-chunking (one for each 128 tokens) and bm25 (words). Over truncation: the "
-        "difference in nDCG@10 with its 95 % interval, paired by query, what several seeds ask drawn together. Hub: the most queries of a seed, of 50, that "
-        "one document won.",
+        "difference in nDCG@10 with its 95 % interval, paired by query, what several seeds ask drawn together. Hub: "
+        "the most queries of a seed, of 50, that one document won.",
         "![nDCG@10](long.svg)",
         *(_quality(rows, length) for length in sorted({row["length"] for row in rows})),
         *_cost(),
