@@ -31,7 +31,11 @@ def long(
     set: options.Set = None,
     json_out: options.Json = False,
 ) -> None:
-    """Hide passkeys and facts in long documents and look for them: by the encoder's way with length, and by others."""
+    """Hide passkeys and facts in long documents and look for them: by the encoder's way with length, and by others.
+
+    hub: how many queries the most successful document won; truncated: documents that are longer than the method takes.
+    Late chunking is measured with --set chunking.max_tokens=N, beside the same chunks alone ("best chunk").
+    """
     settings = options.settings(config, set, {"encoder.model": encoder})
     wanted = read_lengths(lengths)
     with progress() as observe:
