@@ -79,7 +79,8 @@ def _late() -> list[str]:
     settings = said["settings"]
     note = (
         f"{settings['model']}; late: the window of {settings['window']} tokens, in passes; late:pi and so on: "
-        f"{settings['longest']:,} tokens at once. SET*4: four documents in a row are one. "
+        f"{settings['longest']:,} tokens at once. SET*4: four documents in a row are one; python: what "
+        "`python_pages.py` makes. "
     ) + " ".join(
         f"{name}: {of['documents']:,} documents, {of['long documents']} longer than the window, the longest of "
         f"{of['longest']:,} tokens."
