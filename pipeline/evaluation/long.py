@@ -163,18 +163,8 @@ def measure_late(
 
 def _chunks(texts: Sequence[str], chunker: Chunker) -> tuple[list[NDArray[np.int32]], NDArray[np.int64]]:
     """The chunks of texts, int32[n] each, and which text each is of, int64[chunks]."""
-    given = [
-        {
-            "document_id": "",
-            "namespace": "",
-            "text": text,
-            "metadata": "",
-            "sequence": 0,
-            "operation": "upsert",
-        }
-        | {"row": row}
-        for row, text in enumerate(texts)
-    ]
+    same = {"document_id": "", "namespace": "", "metadata": "", "sequence": 0, "operation": "upsert"}
+    given = [{**same, "text": text, "row": row} for row, text in enumerate(texts)]
     ids, owners = list[NDArray[np.int32]](), np.empty(0, np.int64)
     for batch in chunker.chunk(pa.RecordBatch.from_pylist(given, DOCUMENTS), ""):
         ids += token_arrays(batch.chunks)

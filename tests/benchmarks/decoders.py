@@ -4,8 +4,8 @@
 
 FOLDER holds Parquet files with columns sentence1, sentence2, score; exits and layers are chosen on the dev set alone.
 Sentences are cleaned as in the papers' code. Vectors are those of the stock model, to which the gate holds exported
-encoders. Every cell is added to results/decoders.MODEL.cells.jsonl when it is done: a run that was ended goes
-on.
+encoders. Every cell is added to results/decoders.MODEL.cells.jsonl when it is done: a run that was
+ended goes on.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _arguments() -> argparse.Namespace:
 
 def _set(part: str) -> Set:
     name, _, most = part.partition(":")
-    return name, int(most)
+    return name, int(most or 0)
 
 
 def _todo(
